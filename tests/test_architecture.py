@@ -31,7 +31,7 @@ MODULES = {
 INITS = {module for module, path in MODULES.items() if path.name == "__init__.py"}
 PYTHON_FILES = sorted(path for folder in ("streamtrain", "tests", "scripts") for path in (ROOT / folder).rglob("*.py"))
 
-MAX_LINES, MAX_FUNCTION_LINES, MAX_FILES, MAX_ENTRIES, MAX_MODULES = 500, 60, 12, 12, 270
+MAX_LINES, MAX_FUNCTION_LINES, MAX_FILES, MAX_ENTRIES, MAX_MODULES = 500, 60, 12, 12, 290
 
 # Rule 4: where a library may be imported, in functions too.
 PLACES = {
@@ -39,6 +39,7 @@ PLACES = {
     "PIL": ("store",),
     "pyarrow": ("ingestion", "training.inference.writers"),
     "dask": ("ingestion",),
+    "h5py": ("ingestion.sources.hierarchies",),
     "click": ("cli",),
     "matplotlib": ("diagnostics",),
     "jinja2": ("diagnostics",),
@@ -196,7 +197,7 @@ def test_libraries_stay_in_their_place(module: str) -> None:
 def test_what_is_imported_is_declared_and_used() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {line.split(">=")[0] for line in project["dependencies"]}
-    extra = {"PIL", "pyarrow", "matplotlib", "pandas", "transformers"}
+    extra = {"PIL", "pyarrow", "matplotlib", "pandas", "transformers", "h5py"}
     type_checkers = {"_typeshed"}
     used = {name for module in MODULES for name in distributions(module)} - sys.stdlib_module_names - {"streamtrain"}
     assert used - extra - type_checkers == core

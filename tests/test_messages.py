@@ -92,7 +92,7 @@ def test_the_mark_of_utf_16() -> None:
 def test_labels_called_na() -> None:
     write("n.csv", 'a,b\n1,x\n2,NA\n3,"NA"\n')
     err = refused("ingest n.csv d.zarr --label-column b")
-    assert "labels are empty" in err
+    assert "label is empty" in err
     [option] = re.findall(r"; or (--na-values '')", err)
     assert "0 = NA, 1 = x" in accepted(f"ingest n.csv d.zarr --label-column b {option}")
     assert "0 = NA, 1 = x" in accepted("ingest n.csv e.zarr --label-column b --classes NA,x")
@@ -115,7 +115,7 @@ def test_what_is_missing_in_arrays_and_parquet() -> None:
         st.ingest({"x": np.ma.masked_array(X, X > 1), "y": Y}, "d.zarr")
     st.ingest({"x": np.ma.masked_array(X, X > 1).filled(0), "y": Y}, "d.zarr")
     pq.write_table(pa.table({"a": [1.0, 2.0, 3.0], "k": ["u", "", "v"]}), "e.parquet")
-    assert "e.parquet row 1: 1 labels" in refused("ingest e.parquet e.zarr --label-column k")
+    assert "e.parquet row 1: 1 label is" in refused("ingest e.parquet e.zarr --label-column k")
     accepted("ingest e.parquet e.zarr --label-column k --drop-unlabelled")
     pd.DataFrame({"a": [1.0, 2.0, 3.0], "y": [0, 1, 0]}, index=[5, 6, 7]).to_parquet("i.parquet")
     assert "left out __index_level_0__" in accepted("ingest i.parquet i.zarr --label-column y")
@@ -143,7 +143,7 @@ KINDS: dict[str, tuple[Callable[[], Any], str]] = {
     "n.zip": (lambda: np.savez("n", x=X) or Path("n.npz").rename("n.zip"), "an .npz archive"),  # type: ignore[func-returns-value]
     "a.xlsx": (lambda: archive("a.xlsx", "xl/workbook.xml"), "a spreadsheet"),
     "a.pt": (lambda: torch.save(torch.ones(3), "a.pt"), "a file of torch.save"),
-    "a.h5": (lambda: Path("a.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "HDF5"),
+    "a.h5": (lambda: Path("a.h5").write_bytes(bytes(99)), "HDF5"),
     "a.nc": (lambda: Path("a.nc").write_bytes(b"CDF\x01" + bytes(99)), "NetCDF 3"),
     "a.pkl": (lambda: Path("a.pkl").write_bytes(b"\x80\x04\x95" + bytes(9)), "a Python pickle"),
     "a.json": (lambda: write("a.json", '[{"a": 1, "b": 0}]'), "JSON"),
@@ -185,10 +185,10 @@ def test_a_folder_of_classes() -> None:
     assert (dataset.classes, dataset[:]["y"].tolist(), dataset.fields[0].shape) == (("cat", "dog"), [0, 1], (64, 64, 3))
 
 
-def test_a_zarr_of_somebody_else() -> None:
+def test_a_zarr_without_arrays() -> None:
     Path("z.zarr/a").mkdir(parents=True)
     write("z.zarr/zarr.json", '{"zarr_format": 3, "node_type": "group"}')
-    assert "it looks like Zarr" in refused("ingest z.zarr d.zarr")
+    assert "it holds no arrays" in refused("ingest z.zarr d.zarr")
 
 
 def idx(name: str, values: np.ndarray[Any, Any]) -> None:

@@ -61,6 +61,16 @@ class Runs(IterableDataset[Any]):
             yield {"x": X[start : start + 7], "y": Y[start : start + 7]}
 
 
+class Stream(IterableDataset[Any]):
+    """One sample after another, as loaders of files give them."""
+
+    def __init__(self, *samples: Any) -> None:
+        self.samples = samples
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.samples)
+
+
 CALLS = {
     "a missing file": 'st.ingest("nope.csv", "new.zarr")',
     "a missing dataset": 'st.open("nope.zarr")',
@@ -335,6 +345,12 @@ TORCH = {
     "fields": (Samples((X[0], 7, 1)), {"fields": {"x": 0, "y": 2}}, {"x": X[:1], "y": np.array([1])}),
     "a DataLoader": (DataLoader(of_torch(), batch_size=7), {}, {"x": X, "y": Y}),
     "an IterableDataset": (Runs(), {}, {"x": X, "y": Y}),
+    "one of tuples": (Stream((X[0], 1), (X[1], 2)), {}, {"x": X[:2], "y": np.array([1, 2])}),
+    "one of dicts": (Stream({"a": X[0], "y": 1}, {"a": X[1], "y": 0}), {}, {"a": X[:2], "y": np.array([1, 0])}),
+    "one of arrays": (Stream(X[0], X[1], X[2]), {}, {"x": X[:3]}),
+    "one of numbers": (Stream(*X[:, 0].tolist()), {}, {"x": X[:, 0].astype(np.float64)}),
+    "one with fields": (Stream((X[0], 7, 1)), {"fields": {"x": 0, "y": 2}}, {"x": X[:1], "y": np.array([1])}),
+    "one of many": (Stream(*((X[0], row) for row in range(2500))), {}, {"x": X[[0] * 2500], "y": np.arange(2500)}),
     "a generator": (iter(Runs()), {}, {"x": X, "y": Y}),
 }
 
@@ -354,6 +370,10 @@ REFUSED = {
     "images": (Samples((Image.new("RGB", (4, 4)), 0)), st.InputError, "transform=numpy.asarray"),
     "three values": (Samples((1.0, 2, 3)), st.UsageError, r"fields=\{'x': 0, 'y': 1\}"),
     "other shapes": (Samples(X[0], X[1, :2]), st.InputError, "one dtype and shape"),
+    "other shapes in a stream": (Stream((X[0], 1), (X[1, :2], 2)), st.InputError, "one dtype and shape"),
+    "other names in a stream": (Stream({"x": 1.0}, {"y": 1.0}), st.InputError, "one dtype and shape"),
+    "three values in a stream": (Stream((1.0, 2, 3)), st.UsageError, r"fields=\{'x': 0, 'y': 1\}"),
+    "an empty stream": (Stream(), st.InputError, "yield at least one"),
     "a shuffled DataLoader": (DataLoader(of_torch(), shuffle=True), st.UsageError, "shuffle=False"),
     "one that drops": (DataLoader(of_torch(), batch_size=7, drop_last=True), st.UsageError, "drop_last=False"),
 }

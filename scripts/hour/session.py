@@ -82,8 +82,8 @@ class Session:
         """Count anew: the row has several tasks, and its bar is of each."""
         self.n_commands = 0
 
-    def python(self, *lines: str) -> None:
-        """Run lines of Python in a new process, in the folder."""
+    def python(self, *lines: str) -> str:
+        """Return what lines of Python print, run in a new process, in the folder."""
         done = subprocess.run(
             [sys.executable, "-c", "\n".join([f"import sys; sys.path.insert(0, {str(ROOT)!r})", *lines])],
             cwd=self.folder,
@@ -93,6 +93,7 @@ class Session:
         )
         if done.returncode:
             raise Unexpected(f"{lines}: {done.stderr[-600:]}")
+        return done.stdout
 
     def _apart(self, words: list[str]) -> Told:
         start = (

@@ -37,7 +37,7 @@ from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.files import numbered_folder
 from streamtrain.system.memory import limit_heap_growth
-from streamtrain.system.units import format_duration, format_figure, format_number
+from streamtrain.system.units import counted, format_duration, format_figure, format_number
 from streamtrain.training.labels.from_data import n_outputs
 from streamtrain.training.run.checkpoint import load_initial_weights
 
@@ -152,10 +152,10 @@ def _of_data(scaling: str) -> bool:
 def _heading(
     dest: Path, dataset: Dataset, label: str, built: BuiltModel, loss: Loss, setting: ComparisonSettings
 ) -> str:
-    model = f"{built.name}, {n_parameters(built.module):,} weights, {loss.name}{built.told()}"
+    model = f"{built.name}, {counted(n_parameters(built.module), 'weight')}, {loss.name}{built.told()}"
     return Lines.of(
         [
-            f"data    {dest}: {len(dataset):,} samples",
+            f"data    {dest}: {counted(len(dataset), 'sample')}",
             f"label   {label}",
             f"model   {model}",
             f"rates   {'; '.join(_rates(setting, optimizer) for optimizer in setting.optimizers)}",

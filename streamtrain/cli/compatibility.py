@@ -23,6 +23,7 @@ from streamtrain.store.schema.matching import listed
 from streamtrain.store.schema.task import TaskName
 from streamtrain.store.split_root import VAL, chosen_split
 from streamtrain.system.files import local_path
+from streamtrain.system.units import counted
 from streamtrain.training.labels.reading import LabelReading, label_reading, settled
 
 _N_SHOWN: Final = 5
@@ -135,8 +136,9 @@ def _check_labels(dataset: Dataset, val: Dataset, target: str) -> None:
     is_new = ~np.isin(theirs.values, [*ours.values, IGNORED])
     if is_new.any():
         listed = ", ".join(map(str, theirs.values[is_new][:_N_SHOWN].tolist()))
+        samples = counted(int(theirs.counts[is_new].sum()), "sample has", "samples have")
         raise InputError(
-            f"{int(theirs.counts[is_new].sum()):,} samples have labels that the training data lacks: {listed}",
+            f"{samples} labels that the training data lacks: {listed}",
             where=f"--val {val.path}",
             fix="divide the samples so that every class is in both, or leave those out",
         )

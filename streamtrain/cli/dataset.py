@@ -22,7 +22,7 @@ from streamtrain.cli.output import (
 )
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import DamagedBlock, DatasetError, Lines
-from streamtrain.system.units import format_bytes, format_duration, format_share, format_value
+from streamtrain.system.units import counted, format_bytes, format_duration, format_share, format_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -149,8 +149,9 @@ def _info_text(dataset: Dataset, *, show_all: bool) -> str:
         "id": dataset.id[:16],
         "samples": f"{len(dataset):,}",
         "bytes": f"{format_bytes(dataset.nbytes)}, stored in {format_bytes(dataset.stored_bytes)} ({layout.codec})",
-        "blocks": f"{layout.n_blocks:,} of {layout.block_rows:,} samples, {format_bytes(layout.block_bytes)}",
-        "shards": f"{layout.n_shards * len(layout.fields):,} files, {layout.shard_blocks:,} blocks each",
+        "blocks": f"{layout.n_blocks:,} of {counted(layout.block_rows, 'sample')}, {format_bytes(layout.block_bytes)}",
+        "shards": f"{counted(layout.n_shards * len(layout.fields), 'file')}, "
+        f"{counted(layout.shard_blocks, 'block')} each",
         "labels": _labels(dataset),
         "label": label_text(dataset),
         "sources": "; ".join(str(source.get("path", source.get("format"))) for source in dataset.manifest.sources),
@@ -244,7 +245,7 @@ def _labels(dataset: Dataset) -> str:
         return ""
     rho = "" if dataset.rho is None else f" (correlation inside blocks {dataset.rho:.3f})"
     if dataset.task == "regression":
-        return f"{len(histogram.values):,} values{rho}"
+        return f"{counted(len(histogram.values), 'value')}{rho}"
     names = dict(enumerate(dataset.manifest.classes or ()))
     pairs = list(zip(histogram.values.tolist(), histogram.counts.tolist(), strict=True))
     shown = [f"{names.get(value, value)} {count:,}" for value, count in pairs[:_CLASSES_SHOWN]]
@@ -323,7 +324,7 @@ def _one(error: DatasetError) -> dict[str, Any]:
 
 
 def _verify_text(dest: str, verified: VerifyReport) -> str:
-    looked = f"{len(verified.manifest.files):,} files, {format_duration(verified.seconds)}"
+    looked = f"{counted(len(verified.manifest.files), 'file')}, {format_duration(verified.seconds)}"
     if verified.full:
         rate = f"{format_bytes(verified.bytes_per_second)}/s"
         looked = f"{format_bytes(verified.n_bytes)} of blocks read and checked at {rate}; {looked}"

@@ -24,7 +24,7 @@ from streamtrain.cli.output import (
     task_facts,
 )
 from streamtrain.errors import Lines, UsageError
-from streamtrain.system.units import format_bytes, format_duration
+from streamtrain.system.units import counted, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from streamtrain.store.dataset import Dataset
@@ -71,7 +71,7 @@ _WRITING: Final = "Writing"
 @option("--categorical", metavar="A,B", section=_TABLES, help="Columns that become codes, field cat.")
 @option("--category-min-count", type=int, section=_TABLES, help="Rarer categories share one code.")
 @option("--category-limit", type=int, section=_TABLES, help="The most categories of a column; by default a million.")
-@option("--hash", metavar="C=N", section=_TABLES, help="Columns that become N codes without names.")
+@option("--hash", metavar="C=N", section=_TABLES, help="Columns of too many categories: N codes by hash.")
 @option("--dates", metavar="C[=days]", section=_TABLES, help="Columns of dates, as seconds or days since 1970.")
 @option("--timezone", metavar="ZONE", section=_TABLES, help="The zone of times that name none; by default UTC.")
 @option(
@@ -84,15 +84,32 @@ _WRITING: Final = "Writing"
 @option(
     "--na-mask", is_flag=True, default=None, section=_TABLES, help="Add field x_missing: which values were filled in."
 )
-@option("--nan", type=Suggestion(("error", "keep")), section=_TABLES, help="NaN and infinity; by default error.")
+@option(
+    "--nan",
+    type=Suggestion(("error", "keep")),
+    section=_TABLES,
+    help="Refuse NaN and infinity (error, the default), or keep them.",
+)
 @option("--weight-column", metavar="C", section=_TABLES, help="The column that becomes field weight.")
 @option("--id-column", metavar="C", section=_TABLES, help="The column of whole numbers that becomes field id.")
-@option("--header", type=Suggestion(("first", "none")), section=_TEXT, help="first, or none with --names.")
+@option(
+    "--header",
+    type=Suggestion(("first", "none")),
+    section=_TEXT,
+    help="first (the default): names are in the first line; none: give --names.",
+)
 @option("--names", metavar="A,B,p1..p9", section=_TEXT, help="The names of the columns, without a header.")
 @option("--delimiter", metavar="CHAR", section=_TEXT, help="By default found among , ; | and tab.")
 @option("--encoding", metavar="NAME", section=_TEXT, help="By default utf-8.")
 @option("--na-values", metavar="A,B", section=_TEXT, help="Words that mean missing; by default NA, NaN, null, ...")
-@option("--fields", metavar="x=A,y=B", section=_ARRAYS, help=".npz: the members that become fields x, y, ...")
+@option("--fields", metavar="x=A,y=B", section=_ARRAYS, help="Arrays of .npz, HDF5 and Zarr by field.")
+@option(
+    "--decode",
+    type=Suggestion(("cf", "raw")),
+    section=_ARRAYS,
+    help="HDF5 and Zarr: apply CF attributes (the default), or raw.",
+)
+@option("--sample-axis", type=int, section=_ARRAYS, help="HDF5 and Zarr: the axis of the samples, 0.")
 @option("--dtype", metavar="DTYPE", section=_ARRAYS, help="Raw binary: the element type.")
 @option("--shape", metavar="28,28", section=_ARRAYS, help="Raw binary: the shape of one sample.")
 @option(
@@ -126,6 +143,7 @@ _WRITING: Final = "Writing"
 @option("--overwrite", is_flag=True, section=_WRITING, help="Replace the dataset at DEST when the new one is complete.")
 @option("--append", is_flag=True, section=_WRITING, help="Add the rows after those of the dataset at DEST.")
 @option("--resume", is_flag=True, section=_WRITING, help="Resume an interrupted ingest; start if there is none.")
+@option("--dry-run", is_flag=True, section=_WRITING, help="Print what is found in SRC; nothing is written.")
 @json_option
 def ingest_command(
     sources: tuple[str, ...],
@@ -144,37 +162,40 @@ def ingest_command(
     hash: str | None,
     dates: str | None,
     split: str | None,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Turn raw files into a dataset at DEST, which must not exist without --overwrite, --append or --resume.
 
-    SRC are files of one kind, or a folder of them: .npy, .npz, idx, CSV, TSV, Parquet, or raw binary; or a folder of
-    images, or of folders of them, one for each class.
+    SRC are files of one kind, or a folder of them: .npy, .npz, idx, HDF5, NetCDF4, CSV, TSV, Parquet, tar, raw binary;
+    a Zarr directory; a folder of images, or of folders of them, one for each class.
     """
     from streamtrain.ingestion.ingest import ingest
     from streamtrain.store.split_root import read_splits
 
     started = time.perf_counter()
-    dataset = ingest(
-        list(sources) if len(sources) > 1 else sources[0],
-        dest,
-        columns=_parse_list(columns),
-        label_column=_parse_list(label_column),
-        exclude=_parse_list(exclude),
-        categorical=_parse_list(categorical),
-        hash=None if hash is None else _parse_hash(hash),
-        dates=None if dates is None else _parse_dates(dates),
-        names=_parse_list(names),
-        delimiter=_TABS.get(delimiter or "", delimiter),
-        na_values=None if na_values is None else tuple(na_values.split(",")),
-        classes=None if classes is None else _parse_classes(classes),
-        fields=None if fields is None else parse_fields(fields),
-        shape=None if shape is None else _parse_shape(shape),
-        split=None if split is None else _parse_split(split),
-        say=lambda text: note(as_command_line(text)),
-        progress=False if is_quiet() else None,
-        **options,
-    )
+    options |= {
+        "columns": _parse_list(columns),
+        "label_column": _parse_list(label_column),
+        "exclude": _parse_list(exclude),
+        "categorical": _parse_list(categorical),
+        "hash": None if hash is None else _parse_hash(hash),
+        "dates": None if dates is None else _parse_dates(dates),
+        "names": _parse_list(names),
+        "delimiter": _TABS.get(delimiter or "", delimiter),
+        "na_values": None if na_values is None else tuple(na_values.split(",")),
+        "classes": None if classes is None else _parse_classes(classes),
+        "fields": None if fields is None else parse_fields(fields),
+        "shape": None if shape is None else _parse_shape(shape),
+        "split": None if split is None else _parse_split(split),
+        "say": lambda text: note(as_command_line(text)),
+        "progress": False if is_quiet() else None,
+    }
+    source = list(sources) if len(sources) > 1 else sources[0]
+    if dry_run:
+        _print_found(as_json, source, dest, options)
+        return
+    dataset = ingest(source, dest, **options)
     root = read_splits(dataset.path.parent)
     result = _result(dataset, time.perf_counter() - started)
     if root is not None:
@@ -182,6 +203,58 @@ def ingest_command(
     emit(as_json, result, _text(result, dataset))
     if (doubt := _doubt_of_task(dataset)) is not None:
         note(f"warning: train will refuse it: {doubt}")
+
+
+def _print_found(as_json: bool, source: str | list[str], dest: str, options: dict[str, Any]) -> None:
+    """Print what an ingest finds, and what it would write."""
+    from streamtrain.ingestion.dry_run import find
+
+    found = find(source, dest, **options)
+    result: dict[str, Any] = {
+        "samples": found.n_samples,
+        "fields": {
+            field.name: {"dtype": field.dtype.name, "shape": field.shape, **({"encoded": {}} if field.encoded else {})}
+            for field in found.own_fields
+        },
+        "classes": found.classes,
+        "bytes": found.n_bytes,
+        "block_rows": found.block_rows,
+        "sources": found.sources,
+        "split_rule": None if found.rule is None else found.rule.as_json(),
+    }
+    n_rows = "rows that only reading counts" if found.n_samples is None else f"{found.n_samples:,} samples"
+    lines = [f"{n_rows} of {_fields_text(result['fields'])}"]
+    if found.n_bytes is not None:
+        lines.append(f"{format_bytes(found.n_bytes)} in blocks of {found.block_rows:,} samples, before compression")
+    for entry in found.sources:
+        facts = [f"{name} {_fact_text(entry[name])}" for name in _FACTS if entry.get(name)]
+        lines.append(f"{entry.get('path', 'in memory')}: {', '.join([entry['format'], *facts])}")
+    if found.classes:
+        lines.append(f"classes: {', '.join(found.classes[:_CLASSES_SHOWN])}")
+    emit(as_json, result, Lines.of([*lines, "nothing was written"]))
+
+
+_FACTS: Final = ("arrays", "chunks", "missing_chunks", "rows", "columns", "label_column", "dropped")
+
+
+def _fact_text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in list(value.items())[:_CLASSES_SHOWN])
+    if isinstance(value, list | tuple):
+        more = f" and {len(value) - _CLASSES_SHOWN:,} more" if len(value) > _CLASSES_SHOWN else ""
+        return ", ".join(map(str, value[:_CLASSES_SHOWN])) + more
+    return str(value)
+
+
+def _fields_text(fields: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_field_text(field)}" for name, field in fields.items())
+
+
+def _field_text(field: dict[str, Any]) -> str:
+    if "encoded" not in field:
+        return f"{field['dtype']} {field['shape']}"
+    kinds = field["encoded"].get("media", {})
+    return f"images ({', '.join(f'{name} {count:,}' for name, count in kinds.items())})" if kinds else "images"
 
 
 def _doubt_of_task(dataset: Dataset) -> str | None:
@@ -283,16 +356,12 @@ def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
 
 
 def _text(result: dict[str, Any], dataset: Dataset) -> str:
-    statistics = dataset.manifest.statistics
-    fields = ", ".join(
-        f"{name} {f['dtype']} {f['shape']}" if "encoded" not in f else f"{name} ({statistics[name].images})"
-        for name, f in result["fields"].items()
-    )
     lines = [
-        f"{result['dataset']}: {result['samples']:,} samples of {fields}",
+        f"{result['dataset']}: {counted(result['samples'], 'sample')} of {_fields_text(result['fields'])}",
         f"{format_bytes(result['bytes'])} stored in {format_bytes(result['stored_bytes'])} ({result['codec']}), "
-        f"{result['blocks']:,} blocks of {result['block_rows']:,} samples ({format_bytes(result['block_bytes'])}), "
-        f"{result['shards']:,} shard files",
+        f"{counted(result['blocks'], 'block')} of {counted(result['block_rows'], 'sample')} "
+        f"({format_bytes(result['block_bytes'])}), "
+        f"{counted(result['shards'], 'shard file')}",
         f"{format_duration(result['seconds'])}, {result['mb_per_s']:,.{0 if result['mb_per_s'] >= 1 else 1}f} MB/s",
     ]
     if classes := result["classes"]:

@@ -59,7 +59,7 @@ COMMANDS: Final = {
     "ingest": "Turn raw files into a dataset.",
     "info": "Show what a dataset holds.",
     "verify": "Check a dataset against its manifest, and list all damage.",
-    "repair": "List what interrupted ingests left behind, and remove it.",
+    "repair": "List what interrupted ingests left behind, or remove it.",
     "plan": "Show the memory, reads and shuffle quality of a run.",
     "train": "Train a model on a dataset.",
     "evaluate": "Measure a trained model on a dataset or raw files.",

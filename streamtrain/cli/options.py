@@ -297,7 +297,7 @@ class TrainOptions:
         type=Suggestion(["balanced"]),
         metavar="WEIGHTS",
     )
-    threads: int | None = _option(None, "Torch's threads on the CPU.", "Memory", type=int)
+    threads: int | None = _option(None, "Torch's threads on the CPU; by default one a core.", "Memory", type=int)
     out: Path | None = _option(None, "The run's folder; by default runs/N, the next free N.", "Output", type=_PATH)
     checkpoint_every: int | None = _option(
         None,

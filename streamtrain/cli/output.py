@@ -263,12 +263,15 @@ def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
     return {kind: value / total if total else 0.0 for kind, value in seconds.items()}
 
 
+_SHARED_CORES: Final = "; the loader's threads read, check and gather on the cores that the steps compute on"
+
+
 def headspace_line(found: Headspace) -> str:
     """Write how much faster a perfect loader would be."""
     perfect, real = found.perfect.samples_per_second, found.loader.samples_per_second
     return (
         f"headspace {found.ratio:.2f}: with a perfect loader {perfect:,.0f} samples/s, with this one {real:,.0f} "
-        f"({format_share(found.loader.stall_fraction)} waiting)"
+        f"({format_share(found.loader.stall_fraction)} waiting){_SHARED_CORES if found.shares_cores else ''}"
     )
 
 

@@ -13,7 +13,7 @@ from streamtrain.cli.commands.values import DATASET, SIZE
 from streamtrain.cli.output import emit, json_option
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import Lines
-from streamtrain.system.units import format_bytes, megabytes, parse_bytes
+from streamtrain.system.units import counted, format_bytes, megabytes, parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,6 +191,7 @@ def _quality(quality: ShuffleQuality | None) -> dict[str, Any] | None:
         return None
     return {
         "samples_measured": quality.n_samples,
+        "epochs_measured": quality.n_epochs,
         "batch_variance_ratio": quality.variance,
         "prefix_drift_ratio": quality.drift,
         "block_pair_coincidence": quality.coincidence,
@@ -213,8 +214,6 @@ _TERMS: Final = {
     "device": "blocks and batches on the device",
 }
 """The contents of each term of the memory."""
-_AS_GOOD: Final = 1.05
-"""A ratio to a full reshuffle below which it is called as good."""
 
 
 def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
@@ -224,7 +223,7 @@ def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
     assert expected is not None
     steps = _steps(dataset, plan)
     stored = f"stored in {format_bytes(dataset.stored_bytes)} ({layout.codec})"
-    rows = f"{_samples(len(dataset))} in {_blocks(layout.n_blocks)} of {layout.block_rows:,}"
+    rows = f"{counted(len(dataset), 'sample')} in {counted(layout.n_blocks, 'block')} of {layout.block_rows:,}"
     share = min(sizes.lanes / layout.n_blocks, 1)
     facts = [
         ("dataset", f"{dataset.path}: {rows}, {format_bytes(dataset.nbytes)}, {stored}"),
@@ -232,7 +231,7 @@ def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
         *(("", line) for line in _term_lines(plan)),
         (
             "shuffle",
-            f"{_lanes(sizes.lanes)} in {sizes.groups} group{'s' * (sizes.groups > 1)}, {share:.2%} of the "
+            f"{counted(sizes.lanes, 'lane')} in {sizes.groups} group{'s' * (sizes.groups > 1)}, {share:.2%} of the "
             f"blocks at a time: a batch draws its samples from all lanes; room for {sizes.prefetch:,} read ahead",
         ),
         ("reads", f"about {_reads_text(plan.first)} in the first epoch"),
@@ -245,7 +244,7 @@ def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
         ),
         ("labels", _labels_text(dataset, plan)),
         *zip(("quality", "", ""), _quality_lines(plan, expected), strict=False),
-        ("random", _random_text(plan)),
+        ("random", _random_text(plan, plan.projection.budget_bytes + of_validation)),
         *zip(("ranks", *[""] * 3), _rank_lines(plan.ranks), strict=False),
     ]
     return Lines.of(f"{name:<8} {value}" for name, value in facts if value)
@@ -275,24 +274,16 @@ def _rank_lines(ranks: RankPlan | None) -> list[str]:
     memory = f"{format_bytes(projection.total_bytes)} of {format_bytes(projection.budget_bytes)}"
     empty = "; a rank without samples takes the step as well" if 0 in last else ""
     return [
-        f"each of {ranks.world_size} has {_samples(ranks.local_batch_size)} of a batch, of the last one "
+        f"each of {ranks.world_size} has {counted(ranks.local_batch_size, 'sample')} of a batch, of the last one "
         f"{' or '.join(f'{n:,}' for n in last)}{empty}",
-        f"{_lanes(ranks.sizes.lanes)} and {memory} each",
+        f"{counted(ranks.sizes.lanes, 'lane')} and {memory} each",
         f"about {_reads_text(ranks.first)} each in the first epoch, {_later_text(ranks.later)} in a later one",
         f"{', '.join(map(str, ranks.possible))} ranks can share these batches and groups",
     ]
 
 
-def _lanes(lanes: int) -> str:
-    return f"{lanes:,} lane{'s' * (lanes != 1)}"
-
-
-def _blocks(n_blocks: int) -> str:
-    return f"{n_blocks:,} block{'s' * (n_blocks != 1)}"
-
-
 def _reads_text(reads: ReadCounts) -> str:
-    return f"{_blocks(reads.n_blocks)} ({reads.ratio:.3f} of those stored, {format_bytes(reads.stored_bytes)})"
+    return f"{counted(reads.n_blocks, 'block')} ({reads.ratio:.3f} of those stored, {format_bytes(reads.stored_bytes)})"
 
 
 def _later_text(reads: ReadCounts) -> str:
@@ -318,33 +309,40 @@ def _quality_lines(plan: Plan, expected: OrderExpectation) -> list[str]:
         return [plan.why]
     quality = plan.quality
     figures: ShuffleQuality | OrderExpectation = quality or expected
-    how = f"over {_samples(quality.n_samples)} of epoch 0" if quality else f"at the most (not measured: {plan.why})"
+    how = f"at the most (not measured: {plan.why})"
+    if quality is not None:
+        epochs = "epoch 0" if quality.n_epochs == 1 else f"each of {quality.n_epochs} epochs"
+        how = f"over {counted(quality.n_samples, 'sample')} of {epochs}"
+    variance = _against_reshuffle(figures.variance, is_random=quality is not None and quality.is_random)
     lines = [
-        f"batch variance {_against_reshuffle(figures.variance)} {how}: how much labels vary from batch to batch",
+        f"batch variance {variance}, {how}: how much labels vary from batch to batch",
         f"drift {_against_reshuffle(figures.drift)}: how far the beginning of an epoch strays from the whole",
     ]
     if quality is not None and quality.coincidence is not None:
-        lines.append(f"{quality.coincidence:.3g} times as often as in one, the same blocks meet in a batch")
+        lines.append(f"the same blocks meet in a batch {quality.coincidence:.3g} times as often as in a full reshuffle")
     return lines
 
 
-def _against_reshuffle(ratio: float) -> str:
+def _against_reshuffle(ratio: float, *, is_random: bool = False) -> str:
     """Compare a figure of the shuffle, of which less is better, with a full reshuffle's."""
-    return "as good as a full reshuffle" if ratio < _AS_GOOD else f"{ratio:.3g} times a full reshuffle's"
+    from streamtrain.shuffle.quality import AS_GOOD
+
+    if ratio < AS_GOOD:
+        return "as good as a full reshuffle"
+    return f"{ratio:.3g} times a full reshuffle's{', which is within chance' if is_random else ''}"
 
 
-def _samples(n: int) -> str:
-    return f"{n:,} sample{'s' * (n != 1)}"
-
-
-def _random_text(plan: Plan) -> str:
+def _random_text(plan: Plan, budget: int) -> str:
     """Describe the memory it takes to be as good as random."""
     if plan.quality is None or plan.most is None:
         return ""
     enough = plan.enough
     if enough is None:
-        return f"no memory makes batches vary as little as a full reshuffle's: at best {plan.most.variance:.3g} times"
+        least = min(plan.most.variance, plan.quality.variance)
+        return f"no memory makes batches vary as little as a full reshuffle's: at best {least:.3g} times"
+    is_there = enough.memory_bytes <= budget and not plan.quality.is_random
+    given = "without --lanes and --groups, " if is_there else ""
     return (
-        f"from --memory {megabytes(enough.memory_bytes)} on, with {_lanes(enough.lanes)}, batch "
+        f"{given}from --memory {megabytes(enough.memory_bytes)} on, with {counted(enough.lanes, 'lane')}, batch "
         f"variance is as good as a full reshuffle; drift is then {_against_reshuffle(enough.quality.drift)}"
     )

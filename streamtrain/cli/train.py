@@ -55,7 +55,7 @@ from streamtrain.system.events import Reserved, publish_event
 from streamtrain.system.files import local_path, numbered_folder
 from streamtrain.system.memory import held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
-from streamtrain.system.units import format_bytes
+from streamtrain.system.units import counted, format_bytes
 from streamtrain.training.batch_stream import normalize_fields
 from streamtrain.training.best.monitor import Monitor
 from streamtrain.training.best.watch import make_watch
@@ -86,7 +86,7 @@ def say_resumed(out: Path, resumed: ResumePoint) -> None:
     """Print to stderr where a run resumes, and which checkpoints were damaged."""
     for skipped in resumed.skipped:
         note(f"warning: skipped a damaged checkpoint, {skipped}")
-    part = f" and {resumed.n_batch_samples:,} samples of the next" if resumed.n_batch_samples else ""
+    part = f" and {counted(resumed.n_batch_samples, 'sample')} of the next" if resumed.n_batch_samples else ""
     goes_on = f"{out}: resumes after batch {resumed.n_batches:,}{part}"
     note(goes_on if resumed.n_batches or part else f"{out}: no checkpoint; starts afresh")
 
@@ -401,7 +401,7 @@ def _target_lines(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> 
 
 def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer, told: str, task: TaskName | None) -> str:
     fields = ", ".join(f"{field.name} {field.dtype.name}{list(field.shape) or ''}" for field in dataset.fields)
-    size = f"{len(dataset):,} samples of {fields}, {format_bytes(dataset.nbytes)}"
+    size = f"{counted(len(dataset), 'sample')} of {fields}, {format_bytes(dataset.nbytes)}"
     lr = trainer.optimizer.param_groups[0]["lr"]
     n = n_ignored(dataset, options.target, trainer.loss)
     ignored = f"; {n:,} of them {trainer.loss.ignored}, which is not a class" if n else ""
@@ -410,7 +410,7 @@ def _heading(options: TrainOptions, dataset: Dataset, trainer: Trainer, told: st
             f"data    {dataset.path}: {size}",
             f"label   {label_text(dataset, options.target, task)}{ignored}",
             *_target_lines(options, dataset, trainer),
-            f"model   {options.model}, {n_parameters(trainer.model):,} weights, {trainer.loss.name}{told}",
+            f"model   {options.model}, {counted(n_parameters(trainer.model), 'weight')}, {trainer.loss.name}{told}",
             f"update  {trainer.way}, {options.optimizer}, lr {lr:g}, on {trainer.device}",
         ]
     )

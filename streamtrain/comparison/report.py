@@ -29,12 +29,13 @@ from streamtrain.diagnostics.grids import SurfaceChart, draw_surface
 from streamtrain.diagnostics.html import PageSection, page
 from streamtrain.system.files import Files
 from streamtrain.system.json_values import to_json_value
-from streamtrain.system.units import format_bytes, format_duration, format_figure, format_number
+from streamtrain.system.units import counted, format_bytes, format_duration, format_figure, format_number
 
 COMPARISON_HTML: Final = "comparison.html"
 COMPARISON_JSON: Final = "comparison.json"
 COMMAND: Final = "command"
 """The name of the command among the facts of a comparison."""
+_ALIKE: Final = "The settings that all runs share"
 _CROSS: Final = "X"
 _VARIANCE: Final = (
     "Variance of the updates: over a window of n steps u (the first of each epoch, at most 100), the mean of "
@@ -65,16 +66,18 @@ def comparison_page(comparison: Comparison) -> str:
     optimizers = ", ".join(dict.fromkeys(run.optimizer for run in comparison))
     title = f"{rules} with {optimizers}"
     comparison = replace(comparison, runs=comparison.best_first())
-    counts = f"{comparison.n_samples:,} samples; {comparison.n_weights:,} weights, with which each run begins."
+    n_weights = counted(comparison.n_weights, "weight")
+    counts = f"{counted(comparison.n_samples, 'sample')}; {n_weights}, with which each run begins."
     notes = [_order_and_target(comparison)]
     notes += [f"{run.label} diverged: {run.diverged}" for run in comparison if run.diverged]
     notes += [f"{run.label} is not finished" for run in comparison if not run.is_finished]
     drawings = [*(draw(chart) for chart in _charts(comparison) if chart.has_a_line), *_amounts(comparison)]
     about = {name: value for name, value in comparison.about.items() if name != COMMAND}
     command = comparison.about.get(COMMAND)
+    whose = [f"{about['model']} on {about['dataset']}"] if {"model", "dataset"} <= about.keys() else []
     sections = [
-        PageSection(notes=[counts]),
-        PageSection(lines=[command] if command else [], facts=list(about.items())),
+        PageSection(notes=[f"{', '.join([*whose, counts])}"]),
+        PageSection(lines=[command] if command else [], folded=list(about.items()), folded_as=_ALIKE),
         PageSection(heading="Results", table=summary_rows(comparison), notes=notes),
         PageSection(heading="Curves", drawings=drawings, notes=[f"{_EXACT} {_VARIANCE}"]),
         *_surface(comparison),
@@ -92,7 +95,10 @@ def _order_and_target(comparison: Comparison) -> str:
     data = "validation" if comparison.has_val else "training"
     told = f"The target is a training loss of {format_figure(target)}, {whence}"
     order = f"Best first, by the {data} loss after the last epoch."
-    return f"{order} {told}: epochs and time are those until a run was first measured there, or below."
+    return (
+        f"{order} {told}: epochs and time are those until a run was first measured there, or below. Memory is what a "
+        "run took above what the process held before it."
+    )
 
 
 def summary_rows(comparison: Comparison) -> list[list[str]]:

@@ -261,9 +261,15 @@ _NEEDLESS: Final = re.compile(
 )
 _NUMBER: Final = re.compile(r"(\.\d\d)\d+(?=[ ,)\"\nCLMQz])")
 """A hundredth of a point is less than is seen."""
+_PLACES: Final = re.compile(r' (?:d|x|y)="[^"]*"')
+_TENTHS: Final = re.compile(r"(\.\d)\d\b")
+"""Of a place, a tenth of one is: about a seventh of a pixel."""
+_MARKS: Final = re.compile(r'(?:<use [^>]*? class="([^"]*)"/>\n*)(?:<use [^>]*? class="\1"/>\n*)+')
+_CLASS: Final = re.compile(r' class="[^"]*"')
 _BOX: Final = re.compile(r"M (\S+) (\S+)L (\S+) \2L \3 (\S+)L \1 \4z")
 _TAG: Final = re.compile(r"</?g(?: [^>]*)?>")
 _BARE: Final = re.compile(r"<g(?: id=\"[^\"]*\")?>")
+_BLANK: Final = re.compile(r"\n{2,}")
 _LOOK: Final = re.compile(r'style="([^"]*)"')
 _LEAST_USES: Final = 3
 
@@ -275,7 +281,11 @@ def to_svg(figure: Figure) -> str:
     svg = _NUMBER.sub(r"\1", _NEEDLESS.sub("", text.getvalue().partition("<svg")[2].join(("<svg", ""))))
     svg = _BOX.sub(r"M\1 \2H\3V\4H\1z", svg)
     svg = _OF_THEME.sub(lambda found: f"var(--{_NAMES[found[0]]})", svg)
-    return _with_classes(_without_groups(svg))
+    svg = _PLACES.sub(lambda found: _TENTHS.sub(r"\1", found[0]), svg)
+    svg = _with_classes(_without_groups(svg))
+    # Of marks in a row the group has the class.
+    svg = _MARKS.sub(lambda found: f'<g class="{found[1]}">\n{_CLASS.sub("", found[0])}</g>\n', svg)
+    return _BLANK.sub("\n", svg)
 
 
 def _without_groups(svg: str) -> str:

@@ -98,7 +98,9 @@ def _svg(figure: Callable[[Any], Figure], chart: SurfaceChart | PairChart) -> st
 def shades_of(heights: Sequence[Sequence[float]]) -> tuple[_Shades, list[float]]:
     """Give each height a shade, from 0, of -1 what has no place, and return the heights between which each one is.
 
-    Every shade has equally many places, so that a flat valley has its shades as well as its walls.
+    Every shade has equally many places, so that a flat valley has its shades as well as its walls. With even steps
+    up to the 95th percentile of the losses on the paths, the valley where most paths end was one shade, and all of a
+    steep wall another.
     """
     found: _Floats = np.array([[place(height) for height in row] for row in heights], dtype=np.float64)
     finite = np.sort(found[np.isfinite(found)])

@@ -23,6 +23,7 @@ from streamtrain.training.trainer import Trainer
 _KEPT_BYTES: Final = 64_000_000
 # What else the machine does comes and goes within seconds: both of a pair are to meet it alike.
 _ROUNDS: Final = 11
+_WORTH_A_WORD: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,12 @@ class Headspace:
     ratio: float
     loader: Speed
     perfect: Speed
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether waiting explains less than half of what a perfect loader gains: its work slows the steps."""
+        gained = 1 - 1 / self.ratio if self.ratio > 0 else 0.0
+        return gained >= _WORTH_A_WORD and self.loader.stall_fraction < gained / 2
 
     def named(self) -> dict[str, float]:
         """Everything by name."""

@@ -35,6 +35,9 @@ class PageSection:
     # To be copied as they are.
     lines: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()
+    # Further facts, shown when their title is clicked.
+    folded: Sequence[tuple[str, str]] = ()
+    folded_as: str = ""
     drawings: Sequence[Drawing] = ()
     table: Table = ()
     matrix: ShareMatrix | None = None

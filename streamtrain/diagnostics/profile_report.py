@@ -24,6 +24,10 @@ from streamtrain.system.units import format_bytes, format_duration, format_rate,
 PROFILE_PNG: Final = "timeline.png"
 PROFILE_HTML: Final = "timeline.html"
 PROFILE_JSON: Final = "profile.json"
+_OF_WHOM: Final = (
+    "Budget and projection are of the loaders. Measured is the peak of the process while they were open, above what it "
+    "held before: training loop and allocator included."
+)
 _MOST_COLUMNS: Final = 6
 _MOST_ROWS: Final = 200
 
@@ -175,7 +179,7 @@ def profile_page(timeline: Timeline) -> str:
     sections = [
         PageSection(notes=[timeline_summary(timeline)]),
         PageSection(heading="Timeline", drawings=[draw_timeline(timeline)]),
-        PageSection(heading="Figures", facts=figures),
+        PageSection(heading="Figures", facts=figures, notes=[_OF_WHOM] if timeline.kept else []),
         *_tables(timeline),
     ]
     return page(f"Memory of {short}", short, sections)
@@ -208,7 +212,7 @@ def _tables(timeline: Timeline) -> list[PageSection]:
     ]
     if rows:
         kinds = list(timeline.work.named())
-        head = ["dataset", "epoch", "samples", "wall time", "waiting", *(f"{kind} [thread s]" for kind in kinds)]
+        head = ["dataset", "epoch", "samples", "wall time", "waiting", *(f"threads: {kind}" for kind in kinds)]
         heading = "Epochs" if len(told) <= _MOST_ROWS else f"Epochs: the first {_MOST_ROWS} of {len(told):,}"
         tables.append(PageSection(heading=heading, table=[head, *rows]))
     return tables

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,19 +11,21 @@ import numpy as np
 
 from streamtrain.diagnostics.charts import COLOURS, Bar, BarChart, Drawing, draw, is_placed
 from streamtrain.diagnostics.html import PageSection, Table, page
+from streamtrain.diagnostics.run.configuration import USUAL, configuration
 from streamtrain.diagnostics.run.curves import draw_curves
 from streamtrain.diagnostics.run.scores import MOST_BINS, MOST_ROWS, bin_chart, score_sections, short_text
 from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.errors import Argument, Fix, StreamtrainError, StreamtrainWarning
 from streamtrain.loader.plan import plan
 from streamtrain.shuffle.order import ORDER_VERSION
-from streamtrain.shuffle.quality import ShuffleQuality
+from streamtrain.shuffle.quality import AS_GOOD, ShuffleQuality
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.writing.staging import check_in_no_dataset
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.files import Files, local_path
 from streamtrain.system.units import (
+    counted,
     format_bytes,
     format_cell,
     format_duration,
@@ -41,7 +42,11 @@ REPORT: Final = "report.html"
 _WALL: Final = {"compute": COLOURS[5], "transfer": COLOURS[2], "wait": COLOURS[1]}
 _MOST_CLASSES: Final = 30
 _MOST_BARS: Final = 40
-_TOLD_APART: Final = ("command", "fit", "versions")
+_OF_WHOM: Final = (
+    "Budget and projection are of the loaders. Measured is the peak of the process above what it held with the model "
+    "in place: the loaders, the training loop, and what the allocator keeps of the memory of past steps."
+)
+_FOLDED: Final = "The rest: as by default, or as it follows from the model, the data and the memory"
 _OF_TRAINER: Final = (
     *(
         "update",
@@ -58,7 +63,6 @@ _OF_TRAINER: Final = (
     ),
     *("grad_tolerance", "loss_tolerance", "accumulate_grad_batches"),
 )
-_USUAL: Final = {"update": "batch", "inputs": ["x"], "target": "y", "accumulate_grad_batches": 1}
 _MOST_SAMPLED: Final = 100_000
 _MOST_BLOCKS: Final = 64
 _MOST_TARGETS: Final = 16
@@ -109,22 +113,21 @@ def _page(told: RunRecord, dataset: Dataset | None, why: str, chosen: ChosenChec
     config = told.config
     label = _label(config, dataset)
     n_samples = config.get("n_samples")
-    size = f", {n_samples:,} samples" if isinstance(n_samples, int) else ""
+    size = f", {counted(n_samples, 'sample')}" if isinstance(n_samples, int) else ""
     title = f"{label} by {short_text(config.get('model'))}{size}"
     how = f"{short_text(config.get('update'))} rule, {_optimizer(config)}; {told.path}"
-    others = {name: value for name, value in config.items() if name not in _TOLD_APART}
-    settings = [(name, short_text(value)) for name, value in sorted(_flat(others), key=itemgetter(0))]
+    chosen_facts, rest = configuration(config)
     curves = list(draw_curves(told, label, _best_epoch(told, chosen)))
     sections = [
         PageSection(notes=[how]),
         PageSection(facts=list(_headline(told, chosen))),
         *([PageSection(heading="Curves", drawings=curves)] if curves else []),
         *score_sections(_scores_of(told.scores, chosen), label),
-        PageSection(heading="Memory against budget", **_memory(told.memory)),
+        PageSection(heading="Memory", **_memory(told.memory)),
         PageSection(heading="Where the time went", **_stalls(told)),
         *_data_sections(told, dataset, why),
         *_repeat(config),
-        PageSection(heading="Configuration", facts=settings),
+        PageSection(heading="Configuration", facts=chosen_facts, folded=rest, folded_as=_FOLDED),
         *([PageSection(heading="Epochs", table=_epochs(told))] if told.epochs else []),
     ]
     return page(f"Run {told.path.name}: {title}", title, sections)
@@ -148,7 +151,7 @@ def _calls(config: Mapping[str, Any], fit: Mapping[str, Any]) -> Iterator[str]:
     given = {"loss": config.get("loss"), "optimizer": str(of_optimizer.get("name", optimizer)).lower()}
     others = {name: config.get(name) for name in _OF_TRAINER}
     given |= {"lr": of_optimizer.get("lr")} | {
-        name: value for name, value in others.items() if value != _USUAL.get(name)
+        name: value for name, value in others.items() if value != USUAL.get(name)
     }
     scaled = {"normalize": config.get("normalize"), "normalize_target": _at(config, "normalize_target", "mean")}
     given |= {name: "auto" for name, value in scaled.items() if value}
@@ -187,14 +190,6 @@ def _best_epoch(told: RunRecord, chosen: ChosenCheckpoint | None) -> int | None:
 def _optimizer(config: Mapping[str, Any]) -> str:
     optimizer = config.get("optimizer")
     return short_text(optimizer.get("name") if isinstance(optimizer, dict) else optimizer)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _headline(told: RunRecord, chosen: ChosenCheckpoint | None) -> Iterator[tuple[str, str]]:
@@ -250,7 +245,7 @@ def _samples(told: RunRecord) -> Iterator[float]:
 
 
 def _memory(memory: Mapping[str, Any]) -> dict[str, Any]:
-    """The loaders' memory as bars, its terms as a table."""
+    """Budget, projection and what was measured as bars, the projection's terms as a table."""
     bars = [
         Bar(label=name, pieces={name: float(memory[name])}, text=format_bytes(memory[name]))
         for name in ("budget", "projected", "measured")
@@ -259,12 +254,13 @@ def _memory(memory: Mapping[str, Any]) -> dict[str, Any]:
     if not bars:
         return {"notes": ["Not known: the run did not finish, or was not made by a command."]}
     colours = {"budget": "#999999", "projected": COLOURS[3], "measured": COLOURS[0]}
-    notes = []
+    notes = [_OF_WHOM]
     if "process" in memory:
         process = format_bytes(memory["process"])
-        notes = [f"The whole process held {process} at the most, model and libraries included."]
+        notes.append(f"The whole process held {process} at the most, model and libraries included.")
+    title = "Budget of the loaders, and what the run took"
     return {
-        "drawings": [draw(BarChart(title="The loaders' memory", bars=bars, format=format_bytes, colours=colours))],
+        "drawings": [draw(BarChart(title=title, bars=bars, format=format_bytes, colours=colours))],
         "table": _terms(memory.get("terms")),
         "notes": notes,
     }
@@ -346,7 +342,7 @@ def _shuffle(told: RunRecord, dataset: Dataset) -> list[tuple[str, str]] | str:
     except (StreamtrainError, TypeError, ValueError, OverflowError) as error:
         return f"Not measured: {error}"
     quality = _quality(found.quality) if found.quality else [("quality", found.why)]
-    return [("lanes", f"{found.sizes.lanes:,} over {dataset.layout.n_blocks:,} blocks"), *quality]
+    return [("lanes", f"{found.sizes.lanes:,} over {counted(dataset.layout.n_blocks, 'block')}"), *quality]
 
 
 def _order(config: dict[str, Any]) -> dict[str, Any]:
@@ -359,11 +355,14 @@ def _order(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _quality(quality: ShuffleQuality) -> list[tuple[str, str]]:
-    random = "as good as random" if quality.is_random else "worse than random"
+    random = "worse than random"
+    if quality.is_random:
+        random = "as good as random" if quality.variance < AS_GOOD else "within chance, as good as random"
+    epochs = "the first epoch" if quality.n_epochs == 1 else f"each of {quality.n_epochs} epochs"
     return [
         ("batch variance", f"{quality.variance:.3g} times a full reshuffle's: {random}"),
         ("drift", f"{quality.drift:.3g} times a full reshuffle's"),
-        ("measured", f"over {quality.n_samples:,} samples of the first epoch, on their labels"),
+        ("measured", f"over {quality.n_samples:,} samples of {epochs}, on their labels"),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,21 +14,18 @@ from streamtrain.ingestion.opening import Given, open_learning_from, open_reques
 from streamtrain.ingestion.request import (
     IngestRequest,
     check_option_names,
-    parse_classes,
-    parse_workers,
-    source_options,
+    parse_request,
 )
 from streamtrain.ingestion.resume import (
     Say,
     check_destination,
 )
-from streamtrain.ingestion.sources.base import RowFilter
+from streamtrain.ingestion.sources.base import RowFilter, Source
 from streamtrain.ingestion.splits.ingest_splits import ingest_splits
 from streamtrain.ingestion.splits.rule import parse_split, row_words, splits_of_words, word_edges
 from streamtrain.ingestion.write_dataset import run_ingest
-from streamtrain.store.codec import parse_codec
 from streamtrain.store.dataset import Dataset, open_dataset
-from streamtrain.store.schema.task import LabelTask, check_task
+from streamtrain.store.schema.task import LabelTask
 from streamtrain.store.split_root import SplitRule, chosen_split, is_split_root, read_rule, read_splits
 from streamtrain.store.writing.journal import Mode
 from streamtrain.store.writing.lock import check_unlocked
@@ -40,9 +38,7 @@ from streamtrain.store.writing.staging import (
 )
 from streamtrain.system.arguments import check_flags, check_optional_functions
 from streamtrain.system.calls.public import public
-from streamtrain.system.display.progress_bar import parse_progress
 from streamtrain.system.files import Files, local_path
-from streamtrain.system.units import parse_bytes
 
 
 @public
@@ -75,8 +71,8 @@ def ingest(
     Parameters
     ----------
     source : path, list of paths, array, dict of arrays, data frame, or iterable of dicts of arrays
-        Frames are of pandas, polars or pyarrow. Also datasets and loaders of torch, and datasets that are stored; see
-        `streamtrain.ingestion.sources.registry.open_source`.
+        Paths are of files, or of a Zarr directory. Frames are of pandas, polars or pyarrow. Also datasets and loaders
+        of torch, and datasets that are stored; see `streamtrain.ingestion.sources.registry.open_source`.
     dest : path-like
         The directory to make; nothing may be there, except with ``overwrite``, ``append`` or ``resume``.
     labels : same as source, optional
@@ -123,7 +119,8 @@ def ingest(
     say : callable, optional
         Called with a sentence on what an earlier ingest left, and on each split.
     **options
-        How to read it. Arrays: ``dtype``, ``shape``, ``fields``. Tables and frames: ``label_column``, ``columns`` or
+        How to read it. Arrays: ``dtype``, ``shape``, ``fields``; of HDF5 and Zarr ``fields={"x": "/path"}``, ``decode``
+        ("cf", or "raw": as stored) and ``sample_axis`` (0). Tables and frames: ``label_column``, ``columns`` or
         ``exclude``, ``weight_column``, ``id_column``; ``auto=True`` reads each column as what it holds, or name them:
         ``categorical`` (with ``category_min_count``, ``category_limit``, ``hash``), ``dates={"day": "days"}``
         (with ``timezone``). Missing values: ``na`` ("error", "drop", "fill=mean", "fill=0"), ``na_mask``, ``nan``,
@@ -163,39 +160,76 @@ def ingest(
     check_option_names(options, ingest)
     check_flags(overwrite=overwrite, append=append, resume=resume)
     check_optional_functions(say=say)
-    request = IngestRequest(
-        memory=parse_bytes(memory, name="memory"),
-        block_bytes=None if block is None else parse_bytes(block, name="block"),
-        shard_bytes=parse_bytes(shard, name="shard"),
-        codec=parse_codec(codec),
-        n_workers=parse_workers(n_workers),
-        progress=parse_progress(progress),
-        options=source_options(**options),
-        classes=parse_classes(classes),
-        task=check_task(task),
+    request = parse_request(
+        memory=memory,
+        block=block,
+        shard=shard,
+        codec=codec,
+        n_workers=n_workers,
+        progress=progress,
+        classes=classes,
+        task=task,
+        **options,
     )
     rule = parse_split(split, by=split_by, how=split_how, seed=split_seed)
-    if overwrite and append:
-        raise UsageError("overwrite and append exclude each other", fix="choose one of them")
-    mode: Mode = "overwrite" if overwrite else "append" if append else "create"
-    path = real_path(local_path(dest))
-    check_unlocked(path)
-    recover_interrupted_swap(path, Files())
-    check_destination(path, mode, resume=resume)
-    rule = _rule_at(path, rule, mode, resume=resume)
-    given = Given(source=source, labels=labels, like=like, base=_appended_to(path, mode))
-    before = None if given.base is None else given.base.label_task()
-    _check_same_task(before, request, dest)
-    request, opened = open_requested(given, request, mode, learn_from := _train_rows(rule), say)
+    given = Given(source=source, labels=labels, like=like)
+    mode = parse_mode(overwrite=overwrite, append=append)
+    begun = begin(given, dest, request, rule, mode, resume=resume, say=say)
+    request, opened, path, rule = begun.request, begun.opened, begun.path, begun.rule
     if rule is None:
         dataset = run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
     else:
-        learns = like is None and given.base is None and learn_from is None
-        anew = partial(open_learning_from, given, request) if learns else None
+        learns = like is None and begun.given.base is None and begun.learn_from is None
+        anew = partial(open_learning_from, begun.given, request) if learns else None
         dataset = ingest_splits(opened, path, request, rule, mode=mode, resume=resume, learns_anew=anew, say=say)
+    before = None if begun.given.base is None else begun.given.base.label_task()
     _tell_other_task(before, dataset, say)
     dataset.path = local_path(dest) / dataset.path.relative_to(path)  # which may be a link to it
     return dataset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunIngest:
+    """An ingest whose arguments and destination are checked, and whose source is open."""
+
+    request: IngestRequest
+    opened: Source
+    given: Given
+    path: Path
+    rule: SplitRule | None
+    learn_from: RowFilter | None
+
+
+def parse_mode(*, overwrite: bool, append: bool) -> Mode:
+    """Return what is done with a dataset that is there."""
+    if overwrite and append:
+        raise UsageError("overwrite and append exclude each other", fix="choose one of them")
+    return "overwrite" if overwrite else "append" if append else "create"
+
+
+def begin(
+    given: Given,
+    dest: str | os.PathLike[str],
+    request: IngestRequest,
+    rule: SplitRule | None,
+    mode: Mode,
+    *,
+    resume: bool,
+    say: Say | None,
+    writes: bool = True,
+) -> BegunIngest:
+    """Check the destination and open the source; with ``writes`` a dataset that lost its name gets it back."""
+    path = real_path(local_path(dest))
+    if writes:
+        check_unlocked(path)
+        recover_interrupted_swap(path, Files())
+    check_destination(path, mode, resume=resume)
+    rule = _rule_at(path, rule, mode, resume=resume)
+    given = replace(given, base=_appended_to(path, mode), scratch=path.parent)
+    _check_same_task(None if given.base is None else given.base.label_task(), request, dest)
+    learn_from = _train_rows(rule)
+    request, opened = open_requested(given, request, mode, learn_from, say)
+    return BegunIngest(request=request, opened=opened, given=given, path=path, rule=rule, learn_from=learn_from)
 
 
 def _rule_at(path: Path, rule: SplitRule | None, mode: Mode, *, resume: bool) -> SplitRule | None:

@@ -6,13 +6,14 @@ import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.ingestion.append import check_columns, in_columns_of, unnamed_columns
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.resume import Say
-from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, TableOptions
+from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, SourceOptions, TableOptions
 from streamtrain.ingestion.sources.combine import ClassCheckedSource, StrippedClasses
 from streamtrain.ingestion.sources.indexed.stored import StoredSource
 from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
@@ -22,6 +23,7 @@ from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.schema.matching import warn_of_unnamed
 from streamtrain.store.schema.task import check_task
 from streamtrain.store.writing.journal import Mode
+from streamtrain.system.units import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +33,8 @@ class Given:
     source: object
     labels: object
     like: str | os.PathLike[str] | Dataset | None
-    base: Dataset | None  # what its rows are appended to
+    base: Dataset | None = None  # what its rows are appended to
+    scratch: Path | None = None  # the folder for rows that have to go over disk
 
 
 def open_requested(
@@ -71,8 +74,13 @@ def open_learning_from(given: Given, request: IngestRequest, learn_from: RowFilt
 
 def _opened_anew(given: Given, request: IngestRequest, learn_from: RowFilter | None) -> Source:
     known = _known_names(request, given.base)
-    options = replace(request.options, classes=known, memory=request.memory, learn_from=learn_from)
+    options = replace(_within(request, given), classes=known, learn_from=learn_from)
     return open_source(given.source, labels=given.labels, options=options)
+
+
+def _within(request: IngestRequest, given: Given) -> SourceOptions:
+    """Return the options of a request with what a source may take of memory, threads and disk."""
+    return replace(request.options, memory=request.memory, n_workers=request.n_workers, scratch=given.scratch)
 
 
 def _checked(opened: Source, request: IngestRequest) -> Source:
@@ -102,18 +110,19 @@ def _opened_like(
         fix = Fix("leave ", Argument("like"), " out")
         raise UsageError("like is given, and rows are appended", why="They are read like the dataset there", fix=fix)
     base = like if isinstance(like, Dataset) else open_preferred(like)
-    options = replace(request.options, memory=request.memory)
+    options = _within(request, given)
     opened, terms = open_like(given.source, base, labels=given.labels, options=options)
     opened = _matched_by_name(base, opened, say)
     n_classes = base.manifest.options.get("classes")
     classes = base.manifest.classes or (n_classes if isinstance(n_classes, int) else None)
-    options = replace(terms, table=_keeping_nan(base, terms.table), classes=request.options.classes, memory=None)
+    table = _keeping_nan(base, terms.table)
+    options = replace(terms, table=table, classes=request.options.classes, memory=None, n_workers=None, scratch=None)
     return replace(request, options=options, classes=classes, task=check_task(base.task), like=base.id), opened
 
 
 def _opened_behind(base: Dataset, given: Given, request: IngestRequest) -> tuple[IngestRequest, Source]:
     """Open rows to append in the terms of the dataset, which knows categories, dates, fills or several targets."""
-    options = replace(request.options, memory=request.memory)
+    options = _within(request, given)
     opened, terms = open_like(given.source, base, labels=given.labels, options=options, appends=True)
     return replace(request, options=replace(request.options, table=_keeping_nan(base, terms.table))), opened
 
@@ -177,13 +186,17 @@ def _tell_delimiters(source: Source, say: Say | None) -> None:
 def _tell_counts(source: Source, say: Say | None) -> None:
     """Tell how many rows of a table are left out, and how many categories are "other"."""
     n_rows = sum(entry.get("rows", 0) for entry in source.provenance)
-    for name, why in (("unlabelled", "their label is missing"), ("dropped", "a number in them is missing")):
+    for name, why in (("unlabelled", "without a label"), ("dropped", "in which a number is missing")):
         n = sum(entry.get(name, 0) for entry in source.provenance)
         if n:
-            _tell(f"{n:,} of {n_rows:,} rows are left out: {why}", n > _MANY * n_rows, say)
+            _tell(f"left out {n:,} of {counted(n_rows, 'row')} {why}", n > _MANY * n_rows, say)
     unseen: Counter[str] = sum((Counter(entry.get("unseen", {})) for entry in source.provenance), Counter())
     for name, n in unseen.items():
-        _tell(f"column {name!r}: {n:,} values are 'other': the dataset has no such categories", False, say)
+        _tell(
+            f"column {name!r}: {counted(n, 'value is', 'values are')} 'other': the dataset has no such categories",
+            False,
+            say,
+        )
 
 
 def _tell_zone(source: Source, timezone: str, say: Say) -> None:

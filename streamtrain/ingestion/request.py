@@ -27,6 +27,7 @@ from streamtrain.errors import (
     ResourceError,
     StreamtrainWarning,
     UsageError,
+    unknown_name,
 )
 from streamtrain.ingestion.append import AppendedSource, appended_layout, check_free_bytes
 from streamtrain.ingestion.row_stream import RowStream, part_rows
@@ -43,7 +44,7 @@ from streamtrain.ingestion.sources.combine import Classes
 from streamtrain.ingestion.sources.images.image_check import image_options
 from streamtrain.ingestion.sources.tables.column_survey import class_bytes
 from streamtrain.ingestion.sources.tables.table_options import table_options
-from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, trial_rows
+from streamtrain.store.codec import TRIAL_BYTES, CodecChoice, check_encodable, choose_codec, parse_codec, trial_rows
 from streamtrain.store.layout import (
     CHECKSUM_BYTES,
     ENCODED_CODEC,
@@ -56,16 +57,17 @@ from streamtrain.store.layout import (
 )
 from streamtrain.store.manifest import AUTO
 from streamtrain.store.media.encoded import largest_block
-from streamtrain.store.schema.task import TaskName
+from streamtrain.store.schema.task import TaskName, check_task
 from streamtrain.store.shard import index_bytes
 from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
 from streamtrain.store.writing.writer import FLUSHERS
 from streamtrain.system.arguments import check_names, is_int
 from streamtrain.system.calls.argument_names import unknown_argument
 from streamtrain.system.calls.public import name_of
+from streamtrain.system.display.progress_bar import parse_progress
 from streamtrain.system.files import Files
 from streamtrain.system.memory import Projection, is_in_memory, memory_limit, n_cores
-from streamtrain.system.units import format_bytes
+from streamtrain.system.units import format_bytes, parse_bytes
 
 MOST_WORKERS: Final = 16
 _WAVES: Final = (8, 4, 2, 1)  # parts or shards a worker gets at a time
@@ -245,7 +247,8 @@ class IngestRequest:
         }
 
 
-_NOT_GIVEN: Final = ("classes", "memory", "learn_from", "table", "images")
+DECODINGS: Final = ("cf", "raw")
+_NOT_GIVEN: Final = ("classes", "memory", "n_workers", "scratch", "learn_from", "table", "images")
 """Options of sources that are made of other arguments."""
 
 
@@ -276,6 +279,11 @@ def source_options(**options: object) -> SourceOptions:
             parsed["columns"] = (columns,) if isinstance(columns, str) else tuple(columns)
     except (TypeError, ValueError, OverflowError, SyntaxError) as error:
         raise UsageError(f"an option is not of its kind: {error}", fix=_OF_RAW) from None
+    if "decode" in parsed and parsed["decode"] not in DECODINGS:
+        raise unknown_name("decode", str(parsed["decode"]), DECODINGS)
+    if "sample_axis" in parsed and not is_int(parsed["sample_axis"], 0):
+        what = f"sample_axis is {parsed['sample_axis']!r:.80}; it is the number of an axis, counted from 0"
+        raise UsageError(what, fix=Fix(Argument("sample_axis", 0)))
     if "fields" in parsed:
         parsed["fields"] = _parse_fields(parsed["fields"])
     table = table_options({name: parsed.pop(name) for name in of_tables if name in parsed})
@@ -332,6 +340,32 @@ def parse_workers(n_workers: int | None) -> int:
     if not is_int(n_workers, 1, _MOST_THREADS):
         raise UsageError(f"n_workers is {n_workers!r:.80}; it must be a positive integer, at most {_MOST_THREADS}")
     return n_workers
+
+
+def parse_request(
+    *,
+    memory: int | str = "1GB",
+    block: int | str | None = None,
+    shard: int | str = "64MB",
+    codec: str = "auto",
+    n_workers: int | None = None,
+    progress: bool | None = None,
+    classes: int | Sequence[str] | None = None,
+    task: str | None = None,
+    **options: object,
+) -> IngestRequest:
+    """Check the arguments of an ingest; the options are those of reading."""
+    return IngestRequest(
+        memory=parse_bytes(memory, name="memory"),
+        block_bytes=None if block is None else parse_bytes(block, name="block"),
+        shard_bytes=parse_bytes(shard, name="shard"),
+        codec=parse_codec(codec),
+        n_workers=parse_workers(n_workers),
+        progress=parse_progress(progress),
+        options=source_options(**options),
+        classes=parse_classes(classes),
+        task=check_task(task),
+    )
 
 
 def plan_ingest(source: Source, stream: RowStream | None, request: IngestRequest) -> tuple[Layout, IngestSizes]:

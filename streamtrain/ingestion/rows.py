@@ -44,7 +44,7 @@ from streamtrain.store.schema.matching import listed
 from streamtrain.system.arguments import check_optional_functions
 from streamtrain.system.calls.public import public
 from streamtrain.system.display.notebook_html import clipped, clipped_left
-from streamtrain.system.units import parse_bytes
+from streamtrain.system.units import counted, parse_bytes
 
 Say = Callable[[str], None]
 _RUN_BYTES: Final = 1 << 20
@@ -346,9 +346,9 @@ def _unseen(column: Any, names: Any, classes: tuple[str, ...]) -> Counter[str]:
 def _tell_left_out(source: Source, say: Say) -> None:
     """Tell how many rows are left out of a measurement."""
     n_rows = sum(entry.get("rows", 0) for entry in source.provenance)
-    for name, why in (("unlabelled", "their label is missing"), ("dropped", "a number in them is missing")):
+    for name, why in (("unlabelled", "without a label"), ("dropped", "in which a number is missing")):
         if n := sum(entry.get(name, 0) for entry in source.provenance):
-            say(f"{name_of(source)}: {n:,} of {n_rows:,} rows are left out: {why}")
+            say(f"{name_of(source)}: left out {n:,} of {counted(n_rows, 'row')} {why}")
 
 
 def _of_arrays(

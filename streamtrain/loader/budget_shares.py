@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.loader.budget import BUDGET_PARTS, solve
 from streamtrain.store.layout import Layout
-from streamtrain.system.units import format_bytes
+from streamtrain.system.units import format_bytes, megabytes
 
 
 def eval_loader_bytes(memory: int) -> int:
@@ -61,5 +61,5 @@ def check_shared_memory(memory: int, training: int, measuring: Sequence[int]) ->
             f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(in_all)}",
             why=f"It is shared: 1/{BUDGET_PARTS} for each loader that measures, the rest for the one that trains; "
             f"the least that each works with is {', '.join(needs)}",
-            fix=Fix(Argument("memory", n_bytes=in_all)),
+            fix=Fix(Argument("memory", megabytes(in_all))),
         )

@@ -32,6 +32,7 @@ from streamtrain.shuffle.quality import (
     LabelPopulation,
     ShuffleQuality,
     class_dtype,
+    mean_quality,
     measure_quality,
     pieces_of,
     standardized,
@@ -42,7 +43,7 @@ from streamtrain.store.layout import Layout
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.arguments import check_batch_size, check_dataset, check_int, check_seed
 from streamtrain.system.calls.public import public
-from streamtrain.system.units import format_bytes, parse_bytes
+from streamtrain.system.units import counted, format_bytes, parse_bytes
 
 
 class StoredLabels:
@@ -121,6 +122,9 @@ _LEAST_MEASURED: Final = 4_000_000
 _MOST_MEASURED: Final = 20_000_000
 _TRIED_SAMPLES: Final = 1 << 20
 _FIRST_TRIED: Final = 1 << 20  # independent of the plan's own memory, as is the result
+_LEAST_BATCHES: Final = 64
+_MOST_EPOCHS: Final = 16
+_NEXT_TRIED: Final = 1.25  # after a memory that is enough in the middle of an epoch alone
 _TRIED_STEP: Final = 1.03  # two memories closer than this count as equal
 
 
@@ -181,7 +185,8 @@ class Plan:
 
     def __repr__(self) -> str:
         memory = f"{format_bytes(self.projection.total_bytes)} of {format_bytes(self.projection.budget_bytes)}"
-        of = f"{self.n_batches:,} batches of {self.sizes.batch_size:,}, {self.sizes.lanes:,} lanes, {memory}"
+        batches = f"{counted(self.n_batches, 'batch', 'batches')} of {self.sizes.batch_size:,}"
+        of = f"{batches}, {counted(self.sizes.lanes, 'lane')}, {memory}"
         mixed = f", variance {self.quality.variance:.3g}, drift {self.quality.drift:.3g}" if self.quality else ""
         return f"Plan({of}{mixed})"
 
@@ -234,7 +239,7 @@ def plan(
     )
     assert projection.expected is not None
     first, later = projection.expected.reads
-    quality, most, enough, why = _measured(dataset, sizes, batch_size, seed)
+    quality, most, enough, why = _measured(dataset, sizes, memory_bytes, batch_size, seed)
     whole, rest = divmod(layout.n_samples, batch_size)
     return Plan(
         sizes=sizes,
@@ -292,7 +297,8 @@ def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int, *, n_measuring: i
     ``memory`` is the training loader's, beside those that measure; what is named is the budget of all.
     """
     wanted = min(sizes.batch_size, layout.n_samples)
-    if sizes.lanes >= wanted:
+    # Of a batch that is the whole dataset, all samples come whatever the lanes.
+    if sizes.lanes >= wanted or sizes.batch_size >= layout.n_samples:
         return ""
 
     def is_mended(layout: Layout, memory: int) -> bool:
@@ -317,7 +323,7 @@ def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int, *, n_measuring: i
 
 
 def _measured(
-    dataset: Dataset, sizes: LoaderSizes, batch_size: int, seed: int
+    dataset: Dataset, sizes: LoaderSizes, memory: int, batch_size: int, seed: int
 ) -> tuple[ShuffleQuality | None, ShuffleQuality | None, SufficientMemory | None, str]:
     try:
         labels = StoredLabels(dataset)
@@ -328,7 +334,7 @@ def _measured(
             return None, None, None, ONE_BATCH
         trial = _ShuffleTrial(dataset, labels, batch_size, seed)
         quality = trial.beginning(sizes)
-        enough = trial.enough()
+        enough = trial.enough(memory, sizes, quality)
         return quality, trial.most, enough, ""
 
 
@@ -351,13 +357,15 @@ class _ShuffleTrial:
         return self._measure(sizes, 0, stop, block_rows=layout.block_rows)
 
     def _measure(self, sizes: LoaderSizes, start: int, stop: int, block_rows: int | None = None) -> ShuffleQuality:
-        order = _order(self._dataset.layout, sizes, self._seed, 0)
-        return measure_quality(
-            pieces_of(order, start, stop),
-            self._labels.take,
-            self._labels.population,
-            batch_size=self._batch_size,
-            block_rows=block_rows,
+        """Measure a stretch of the first epoch, or of as many as have enough batches: those of few are all chance."""
+        n_samples = min(stop, self._dataset.layout.n_samples) - start
+        n_batches = max(1, n_samples // self._batch_size)
+        n_epochs = min(_MOST_EPOCHS, -(-_LEAST_BATCHES // n_batches), max(1, _TRIED_SAMPLES // n_samples))
+        orders = (_order(self._dataset.layout, sizes, self._seed, epoch) for epoch in range(n_epochs))
+        how: dict[str, Any] = {"batch_size": self._batch_size, "block_rows": block_rows}
+        take, population = self._labels.take, self._labels.population
+        return mean_quality(
+            [measure_quality(pieces_of(order, start, stop), take, population, **how) for order in orders]
         )
 
     def _middle(self, sizes: LoaderSizes) -> ShuffleQuality:
@@ -370,17 +378,39 @@ class _ShuffleTrial:
             self._tried[at] = self._measure(sizes, start, start + n_tried * self._batch_size)
         return self._tried[at]
 
-    def enough(self) -> SufficientMemory | None:
-        """Find the smallest memory whose batches vary no more than a full reshuffle's; None if there is none."""
+    def enough(self, memory: int, own: LoaderSizes, quality: ShuffleQuality) -> SufficientMemory | None:
+        """Find the smallest memory whose batches vary no more than a full reshuffle's; None if there is none.
+
+        ``memory`` is the plan's, of which ``quality`` was measured: what is found agrees with it.
+        """
         high = _FIRST_TRIED
         # All of the blocks may fit a little before all of the lanes do.
         n_blocks = self._dataset.layout.n_blocks
         while (sizes := self._solved(high)) is None or sizes.slots < n_blocks or sizes.lanes < self._lanes(2 * high):
             high *= 2
         self.most = self._middle(sizes)
-        if not self.most.is_random:
+        is_own_choice = own == self._solved(memory)
+        low = 1
+        found = self._smallest_in(low, high)
+        while found is not None:
+            is_below = is_own_choice and not quality.is_random and found.memory_bytes <= memory
+            if not is_below and found.quality.is_random:
+                break
+            low = max(round(found.memory_bytes * _NEXT_TRIED), memory if is_below else 0)
+            found = self._smallest_in(low, high)
+        if quality.is_random and (found is None or found.memory_bytes > memory):
+            return SufficientMemory(memory_bytes=memory, lanes=own.lanes, quality=quality)
+        if found is None and self.most.is_random:
+            self.most = self.beginning(sizes)
+        return found
+
+    def _smallest_in(self, low: int, high: int) -> SufficientMemory | None:
+        """Find the smallest memory above ``low`` and up to ``high`` that is enough for a stretch of the middle."""
+        if low >= high or not self._is_random(high):
             return None
-        found = _digits(_smallest(self._is_random, high), 2)
+        found = _digits(_smallest(self._is_random, high, low), 2)
+        if found <= low:
+            return None
         sizes = self._solved(found)
         assert sizes is not None
         return SufficientMemory(memory_bytes=found, lanes=sizes.lanes, quality=self.beginning(sizes))
@@ -401,9 +431,8 @@ class _ShuffleTrial:
             return None
 
 
-def _smallest(holds: Callable[[int], bool], high: int) -> int:
-    """Find about the smallest number for which something holds that holds at ``high`` and above it."""
-    low = 1
+def _smallest(holds: Callable[[int], bool], high: int, low: int = 1) -> int:
+    """Find about the smallest number above ``low`` for which something holds that holds at ``high`` and above it."""
     while high > low * _TRIED_STEP + 1:
         middle = round((low * high) ** 0.5)
         low, high = (low, middle) if holds(middle) else (middle, high)

@@ -50,7 +50,7 @@ from streamtrain.system.calls.public import PublicIterator, public
 from streamtrain.system.display.notebook_html import clipped, clipped_left
 from streamtrain.system.events import ThreadSeconds
 from streamtrain.system.memory import n_cores, require_memory
-from streamtrain.system.units import format_bytes, parse_bytes
+from streamtrain.system.units import counted, format_bytes, parse_bytes
 
 _ORDER = ("seed", "batch_size", "shuffle", "reshuffle", "drop_last")
 _SAME = ("batch_size", "seed", "decode", "transform", "as_dict", "device", "on_bad_block", "timeout")
@@ -186,10 +186,10 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
         raise NotASequence("a StreamLoader is a stream, and is not indexed", fix=fix)
 
     def __repr__(self) -> str:
-        order = f"{self._sizes.lanes:,} lanes" if self.shuffle else "in stored order"
+        order = f"{counted(self._sizes.lanes, 'lane')}" if self.shuffle else "in stored order"
         memory = format_bytes(self.memory_bytes).replace(".0 ", " ").replace(" ", "")
-        what = f", batch_size={self.batch_size}, memory='{memory}', seed={self.seed}: {len(self):,} batches, {order}, "
-        what += f"epoch {self._epoch})"
+        given = f"batch_size={self.batch_size}, memory='{memory}', seed={self.seed}"
+        what = f", {given}: {counted(len(self), 'batch', 'batches')}, {order}, epoch {self._epoch})"
         return clipped(f"StreamLoader('{clipped_left(str(self.dataset.path), 85 - len(what))}'{what}", 100)
 
     @property

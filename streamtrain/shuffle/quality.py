@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -77,13 +77,18 @@ class LabelPopulation:
         if self.sample_variance <= 0 or not n_batches:
             return 0.0
         if self.shares is None:
-            return math.sqrt(2 / n_batches)
+            return math.sqrt(2 * self._tied(batch_size, n_batches) / n_batches)
         second, third = (float((self.shares**power).sum()) for power in (2, 3))
         pairs = max(0.0, second - 2 * third + second**2)
         # The variance of the shares themselves, in a form that rounding cannot make negative where they are equal.
         singles = float(self.shares @ (self.shares - second) ** 2)
         relative = (2 * (batch_size - 1) * pairs + 4 * singles) / batch_size / self.sample_variance**2
-        return math.sqrt(relative / n_batches)
+        return math.sqrt(relative * self._tied(batch_size, n_batches) / n_batches)
+
+    def _tied(self, batch_size: int, n_batches: int) -> float:
+        """Compute how much more the mean of some batches varies because what is in one is in no other."""
+        left = self.n_samples - batch_size
+        return 1 + (n_batches - 1) * min(1.0, batch_size / left) ** 2 if left > 0 else 1.0
 
     def drift(self, n_samples: int) -> float:
         """Estimate the mean largest drift of a reshuffle's first ``n_samples``, in samples of the worst class."""
@@ -153,21 +158,40 @@ _CLASSES_PER_SAMPLE: Final = 16
 """Prefixes are checked so rarely that at most this many classes are summed for each sample."""
 
 
+AS_GOOD: Final = 1.05
+"""A ratio to a full reshuffle below which it is called as good."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShuffleQuality:
     """The quality of an order, as ratios to a full reshuffle; 1 where there is nothing to mix."""
 
-    n_samples: int  # measured
+    n_samples: int  # measured, of each epoch
     n_batches: int  # whole batches in them
     variance: float
     variance_error: float  # standard error of a reshuffle's own ratio over as many batches
     drift: float
     coincidence: float | None  # None where not requested, not all was measured, or no followed blocks met
+    n_epochs: int = 1
 
     @property
     def is_random(self) -> bool:
-        """Whether batches vary no more than a full reshuffle's, within three standard errors."""
-        return self.variance <= 1 + 3 * self.variance_error
+        """Whether batches vary no more than a full reshuffle's, but for 5 % or three standard errors."""
+        return self.variance < AS_GOOD or self.variance <= 1 + 3 * self.variance_error
+
+
+def mean_quality(epochs: Sequence[ShuffleQuality]) -> ShuffleQuality:
+    """Average the quality of several epochs, each measured alike."""
+    first, n = epochs[0], len(epochs)
+    met = [each.coincidence for each in epochs if each.coincidence is not None]
+    return replace(
+        first,
+        variance=sum(each.variance for each in epochs) / n,
+        variance_error=first.variance_error / math.sqrt(n),
+        drift=sum(each.drift for each in epochs) / n,
+        coincidence=sum(met) / len(met) if met else None,
+        n_epochs=n,
+    )
 
 
 def pieces_of(order: EpochOrder, start: int = 0, stop: int | None = None) -> Iterator[I64]:

@@ -28,6 +28,7 @@ import re
 import resource
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,10 +129,14 @@ def at_most(name: str, n_bytes: int) -> Fix:
 
 
 def n_cores(root: Path = _ROOT) -> int:
-    """Count the cores that this process may use, by its affinity and by the quotas of its control groups."""
+    """Count the cores that this process may use, by its affinity and by the quotas of its control groups.
+
+    Processes that torchrun started together on this machine share them.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = filter(None, map(_quota, control_groups("cpu", root)))
-    return max(1, min([cores, *map(math.ceil, quotas)]))
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, min([cores, *map(math.ceil, quotas)]) // max(1, int(beside) if beside.isdecimal() else 1))
 
 
 def _quota(folder: Path) -> float | None:
@@ -318,21 +323,24 @@ class MemoryMeter:
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 _LARGE_BYTES: Final = 4 << 20
+_MOST_LARGE_BYTES: Final = 32 << 20  # glibc takes no more
 _KEPT_BYTES: Final = 8 << 20
+_MOST_KEPT_BYTES: Final = (1 << 31) - 1
 _HUGE_PAGES: Final = "THP_MEM_ALLOC_ENABLE"
 
 
-def limit_heap_growth() -> bool:
+def limit_heap_growth(reused_bytes: int = 0) -> bool:
     """Fix this process's allocator limits; return whether that is possible, as on Linux with glibc.
 
-    Call it before torch makes its first tensor: only then does torch check whether to use huge pages.
+    Call it before torch makes its first tensor: only then does torch check whether to use huge pages. Of memory that is
+    taken again and again, ``reused_bytes`` are kept: giving it back each time costs more than most work on it.
     """
     if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
         return False
     # Torch has no other switch for huge pages.
     os.environ.setdefault(_HUGE_PAGES, "1")
-    large = library.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
-    return bool(large and library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
+    large = library.mallopt(_MMAP_THRESHOLD, min(max(_LARGE_BYTES, reused_bytes), _MOST_LARGE_BYTES))
+    return bool(large and library.mallopt(_TRIM_THRESHOLD, min(max(_KEPT_BYTES, reused_bytes), _MOST_KEPT_BYTES)))
 
 
 def trim_heap() -> bool:
@@ -344,9 +352,32 @@ def trim_heap() -> bool:
     return return_freed()
 
 
+_LEAST_TRIM_SECONDS: Final = 0.002
+_TRIM_SHARE: Final = 100
+
+
 def return_freed() -> bool:
     """Return freed memory to the system as `trim_heap` does, but look for no circles: time grows with all there is."""
     if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         return False
     library.malloc_trim(0)
     return True
+
+
+class FreedMemory:
+    """Memory that the process has freed and its allocator keeps, returned in at most a hundredth of the time.
+
+    Between two passes an allocator is left with free pieces of every size, and the next pass takes fresh memory where
+    none of them fits: a little more each time.
+    """
+
+    def __init__(self) -> None:
+        self._due = 0.0
+
+    def give_back(self) -> None:
+        """Return it, unless that was done a moment ago."""
+        began = time.perf_counter()
+        if began >= self._due:
+            return_freed()
+            ended = time.perf_counter()
+            self._due = ended + _TRIM_SHARE * max(ended - began, _LEAST_TRIM_SECONDS)

@@ -24,6 +24,17 @@ def megabytes(n_bytes: int) -> str:
     return f"{-(-n_bytes // _MEGABYTE)}MB"
 
 
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """Write a number of things: 1 block, 1,200 blocks.
+
+    Examples
+    --------
+    >>> counted(1, "block"), counted(1200, "class", "classes")
+    ('1 block', '1,200 classes')
+    """
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
+
+
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
     "kib": 2**10,
     "mib": 2**20,

@@ -89,7 +89,10 @@ def missing_field(name: str, shapes: Mapping[str, tuple[int, ...]]) -> UnknownNa
     labels = [each for each, shape in shapes.items() if not shape and each != INPUT]
     inputs = [each for each in shapes if each not in labels]
     if name == TARGET and not labels:
-        error.what, error.fix = f"the data has no labels: there is no field {TARGET}", "ingest it with its labels"
+        error.what, error.fix = (
+            f"the data has no labels: there is no field {TARGET}",
+            "ingest it with its labels: streamtrain.ingest(..., labels=...)",
+        )
     elif name in (INPUT, TARGET) and inputs and labels:
         error.fix = Fix("Trainer(", Argument("inputs", inputs[0]), ", ", Argument("target", labels[0]), ", ...)")
     return error

@@ -18,8 +18,9 @@ from streamtrain.optim.gradients import Learner
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.system.display.notebook_html import clipped
 from streamtrain.system.display.progress_bar import RunProgress
+from streamtrain.system.memory import FreedMemory
 from streamtrain.system.signals import DeferredSignals, defer_signals
-from streamtrain.system.units import format_figures
+from streamtrain.system.units import counted, format_figures
 from streamtrain.training.batch_stream import BatchStream, samples_per_epoch
 from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.loop import EpochLoop
@@ -33,7 +34,7 @@ from streamtrain.training.run.run_state import ResumePoint, RunState
 
 def trainer_line(model: nn.Module, loss: Loss, optimizer: Optimizer, rule: str, counts: Counts) -> str:
     """Say what a trainer is in at most 100 characters."""
-    name = f"{clipped(type(model).__name__, 22)}, {n_parameters(model):,} weights, {clipped(loss.name, 16)}"
+    name = f"{clipped(type(model).__name__, 22)}, {counted(n_parameters(model), 'weight')}, {clipped(loss.name, 16)}"
     step = f"{clipped(type(optimizer).__name__.lower(), 10)} lr {optimizer.param_groups[0]['lr']:.3g}"
     return clipped(f"Trainer({name}, {step}, {rule} rule: epoch {counts.n_epochs})", 100)
 
@@ -111,6 +112,7 @@ class Fitting:
     def epochs(self, stream: BatchStream, plan: FitPlan) -> History:
         """Train epoch by epoch, from where the run was if it is resumed."""
         loop, state, summaries, clock = self.loop, self.state, list[EpochSummary](), _Clock()
+        freed = FreedMemory()
         quiet = nullcontext(DeferredSignals())
         is_kept = isinstance(self.run, RunFolder | FollowedRun)
         with plan.progress as bar, defer_signals() if is_kept else quiet as interrupts:
@@ -131,11 +133,13 @@ class Fitting:
                                 saved = state.save(loop.agreed_counts(), place())
                             interrupts.stop(asked, saved)
                 summary = recorder.summary(loop.counts, partial=loop.is_cut)
+                freed.give_back()
                 summaries.append(self._end_epoch(summary, plan, clock))
                 asked = self.rule.exchange.asked_to_stop()
                 with clock.during("saving"):
                     saved = state.save(loop.agreed_counts(), loop.inside)
                 interrupts.stop(asked, saved)
+                freed.give_back()
             if loop.counts == Counts():
                 with clock.during("saving"):
                     state.save(loop.counts)

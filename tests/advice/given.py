@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,27 @@ class Samples(torch.utils.data.Dataset[Any]):
         return self.samples[row]
 
 
+class Stream(torch.utils.data.IterableDataset[Any]):
+    def __init__(self, *samples: Any) -> None:
+        self.samples = samples
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.samples)
+
+
 @world(
     f"{_TORCH}SampleSource.__init__: give at least one",
-    f"{_TORCH}SampleSource._named: fields={{'x': 0, 'y': 1}} takes the first two",
+    f"{_TORCH}_named: fields={{'x': 0, 'y': 1}} takes the first two",
+    f"{_TORCH}_check_like: give every sample one dtype and shape",
     f"{_TORCH}SampleSource._put: give every sample one dtype and shape",
-    f"{_TORCH}SampleSource._array: give the dataset transform=numpy.asarray, after resizing where sizes differ",
+    f"{_TORCH}_array: give the dataset transform=numpy.asarray, after resizing where sizes differ",
 )
 def torch_datasets(w: World) -> None:
     image = Image.new("RGB", (4, 4))
     for wrong in ((), ((1.0, 2, 3),), ((1.0, 2), (1, 2)), ((image, 0),)):
         w.refused(ingest, Samples(*wrong))
+    w.refused(ingest, Stream((X[0], 1), (X[1, :2], 2)))
+    ingest(Stream((X[0], 1), (X[1], 2)), "4.zarr")
     ingest(Samples((1.0, 2, 3)), "1.zarr", fields={"x": 0, "y": 1})
     ingest(Samples((1.0, 2), (1.0, 2)), "2.zarr")
     ingest(Samples((np.asarray(image), 0)), "3.zarr")
@@ -49,7 +61,6 @@ def torch_datasets(w: World) -> None:
 @world(
     f"{_TORCH}_check_in_order: make it with shuffle=False and no sampler; or give loader.dataset",
     f"{_TORCH}_check_in_order: make it with drop_last=False",
-    f"{_TORCH}NamedBatches._named: fields={{'x': 0, 'y': 1}} takes the first two",
 )
 def data_loaders(w: World) -> None:
     data = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))

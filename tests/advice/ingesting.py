@@ -77,7 +77,7 @@ def values_that_are_not_finite(w: World) -> None:
     ingest({"x": np.nan_to_num(x), "y": Y}, "filled.zarr")
 
 
-@world(f"{_INGEST}ingest: choose one of them")
+@world(f"{_INGEST}parse_mode: choose one of them")
 def overwrite_and_append(w: World) -> None:
     w.dataset()
     w.refused(ingest, {"x": X, "y": Y}, overwrite=True, append=True)

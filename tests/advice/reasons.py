@@ -101,7 +101,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "needs a disk that fails to read": (
         "ingestion/sources/input_files.py:check_file: copy it to another disk",
-        "ingestion/sources/registry.py:_listed: copy it to another disk",
+        "ingestion/sources/recognition/folders.py:files_in: copy it to another disk",
         "store/byte_ranges.py:unreadable: restore it from a copy, or ingest again",
         "store/writing/journal.py:read_journal: restore it from a copy, or ingest again",
         "training/run/checkpoint.py:_unreadable: train again",
@@ -146,6 +146,18 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/batch_stream.py:warn_of_waiting_device: a StreamLoader with device={}, which brings them ahead",
         "training/step_errors.py:explain_device: batch_size={}{}",
         "training/step_errors.py:explain_device: a smaller model{}, or device='cpu'",
+    ),
+    "is followed in tests/ingestion/sources/hierarchies, with h5py hidden": (
+        "ingestion/sources/hierarchies/hdf5.py:h5py: pip install 'streamtrain[hdf5]'",
+    ),
+    "needs a dtype that NumPy does not have": (
+        "ingestion/sources/hierarchies/hdf5.py:_dtype_of: store it as float64, or as integers",
+    ),
+    "needs a disk that gives other bytes; tests/ingestion/sources/hierarchies has one": (
+        "ingestion/sources/hierarchies/over_disk.py:RowsOverDisk._read: check the disk, and ingest again",
+    ),
+    "needs a file of 100,000 objects": (
+        "ingestion/sources/hierarchies/hdf5.py:_walk: copy what you need into a file of its own: h5copy",
     ),
     "needs two threads that meet at a moment": (
         "loader/reading/pool.py:Pool.next_span: close it when no one iterates it",

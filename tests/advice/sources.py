@@ -13,6 +13,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import torch
+from scipy import sparse
 
 import streamtrain as st
 from streamtrain.ingestion.sources.registry import open_source
@@ -278,7 +279,7 @@ def arrays_without_names(w: World) -> None:
 
 
 @world(
-    f"{_REGISTRY}_listed: give the folder that holds the data files",
+    "ingestion/sources/recognition/folders.py:files_in: give the folder that holds the data files",
 )
 def folders_without_files(w: World) -> None:
     Path("data/a").mkdir(parents=True)
@@ -295,7 +296,7 @@ def files_of_two_kinds(w: World) -> None:
     w.works("ingest x.npy d.zarr --labels y.npy")
 
 
-@world(f"{_REGISTRY}_check_distinct: give every file once")
+@world(f"{_FILES}check_distinct: give every file once")
 def a_file_twice(w: World) -> None:
     np.save("x.npy", X)
     w.refuses("ingest x.npy x.npy d.zarr")
@@ -384,6 +385,17 @@ def archives_that_are_none_of_numpy(w: World) -> None:
         w.refuses("ingest x.npz d.zarr")
     np.savez("x.npz", x=X)
     w.works("ingest x.npz d.zarr")
+
+
+@world(
+    f"{_COMPRESSED}_check_not_sparse: in Python, import scipy.sparse, streamtrain as st; "
+    'st.ingest({"x": scipy.sparse.load_npz({}).tocsr()}, "data.zarr")'
+)
+def matrices_that_scipy_saved(w: World) -> None:
+    sparse.save_npz("x.npz", sparse.coo_matrix(X.reshape(len(X), -1)))
+    fix = w.refused(ingest, "x.npz")
+    exec(fix.removeprefix("in Python, "))
+    assert len(st.open("data.zarr")) == len(X)
 
 
 @world(f"{_COMPRESSED}_check_member: write it with np.savez")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
+import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st_
 
 import streamtrain as st
 from streamtrain.cli.main import main
@@ -173,3 +178,55 @@ def test_plan_and_train_name_the_same_memory(tmp_path: Path, capsys: pytest.Capt
     for size in (least, enough):
         assert main([*train, size]) == 0
     assert main(["plan", data, "--memory", least, "--batch-size", "0"]) == 2
+
+
+TIMES = r"([\d.e+-]+) times a full reshuffle's"
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st_.integers(2, 400),
+    labels=st_.sampled_from(["in turn", "sorted", "drawn", "numbers"]),
+    parts=st_.integers(1, 8),
+    block_rows=st_.integers(1, 60),
+    memory=st_.sampled_from([4, 5, 8, 64]),
+    lanes=st_.sampled_from([None, 1, 2, 16]),
+)
+def test_its_sentences_agree_on_few_batches_too(
+    n: int, labels: str, parts: int, block_rows: int, memory: int, lanes: int | None
+) -> None:
+    y = {
+        "in turn": np.arange(n) % 3,
+        "sorted": np.arange(n) * 3 // n,
+        "drawn": np.random.default_rng(n).integers(0, 3, n),
+        "numbers": np.random.default_rng(n).normal(size=n),
+    }[labels]
+    with tempfile.TemporaryDirectory() as folder:
+        dest = f"{folder}/d.zarr"
+        st.ingest({"y": y}, dest, block=8 * block_rows, codec="none")
+        words = ["plan", dest, "--memory", f"{memory}MB", "--batch-size", str(max(1, n // parts))]
+        out = io.StringIO()
+        with redirect_stdout(out):
+            code = main([*words, *(["--lanes", str(lanes)] if lanes else [])])
+        if code == 2:
+            assert lanes, "more lanes than samples, or than can be dealt"
+            return
+    assert code == 0
+    found = re.search(r"^quality +(.*)\n", out.getvalue(), re.MULTILINE)
+    assert found is not None
+    said = re.search(r"^random +(.*)\n", out.getvalue(), re.MULTILINE)
+    if said is None:
+        assert found[1] == "one batch: nothing to mix"
+        return
+    is_good = "variance as good as" in found[1] or "within chance" in found[1]
+    times, named = re.search(TIMES, found[1]), re.search(r"from --memory (\d+)MB", said[1])
+    if is_good:
+        assert named is not None
+        assert int(named[1]) <= memory
+    elif named is not None:
+        assert int(named[1]) > memory or (lanes and said[1].startswith("without --lanes"))
+    else:
+        least = re.search(r"at best ([\d.e+-]+) times", said[1])
+        assert times is not None
+        assert least is not None
+        assert 1.05 <= float(least[1]) <= float(times[1])

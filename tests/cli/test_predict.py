@@ -207,6 +207,14 @@ def test_parts_by_rows_are_those_of_the_whole(trained: Path, rows: tuple[int, in
         model.predict(st.rows(trained / "new.csv", like=model, say=str), rows=(0, 71))
 
 
+def test_one_pass_keeps_no_block_for_the_next(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", str(trained / "run"), str(trained / "t.zarr"), "--memory", "64MB", "--json"]
+    assert main([*words, "--out", str(trained / "once.npy")]) == 0
+    terms = json.loads(capsys.readouterr().out)["memory"]["terms"]
+    assert terms["prefetch"] > 0
+    assert terms["cache"] == 0
+
+
 def test_what_a_model_knows(trained: Path) -> None:
     model = st.load(trained / "run", device="cpu")
     assert isinstance(model, nn.Module)

@@ -214,7 +214,7 @@ def test_a_model_from_a_file_is_built_again_where_it_is_named(stored: Path, caps
         (["--model", "linear", "--device", "xpu"], 5, "there is no device 'xpu'"),
         (["--model", "linear", "--device", "meta"], 2, "device 'meta' holds no data"),
         (["--model", "linear", "--seed", "-1"], 2, "seed is -1"),
-        (["--model", "mlp:16777216,16777216"], 5, "Fix: a smaller --model or --batch-size"),
+        (["--model", "mlp:65536,16777216"], 5, "Fix: a smaller --model or --batch-size"),
         (["--model", "linear", "--memory", "900TB"], 5, "memory is 900.00 TB; "),
         (["--model", "linear", "--max-memory", "900TB"], 5, "max_memory is 900.00 TB; "),
         (["--model", "linear", "--threads", "0"], 2, "threads is 0"),

@@ -102,3 +102,11 @@ def test_the_command_stands_to_be_copied() -> None:
     page = comparison_page(comparison(run_of("batch", (2.0, 0.1))))
     assert "<pre>streamtrain compare d.zarr --rules batch</pre>" in page
     assert "<td>command</td>" not in page
+
+
+def test_what_all_runs_share_is_folded() -> None:
+    found = replace(comparison(run_of("batch", (2.0, 0.1))), about={"dataset": "d.zarr", "model": "mlp:8", "seed": "7"})
+    shown, _, folded = comparison_page(found).partition("<details>")
+    assert "mlp:8 on d.zarr, 9 samples; 2 weights" in shown
+    assert "<td>seed</td>" not in shown
+    assert "<td>seed</td><td>7</td>" in folded.partition("</details>")[0]

@@ -28,6 +28,7 @@ from streamtrain.training.metrics.results import Metrics
 EVIL = '<script>alert("&$x$")<img src=x onerror=alert(1)>'
 ALLOWED = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "table", "tr", "td", "th", "div"}
 ALLOWED |= {"figure", "pre", "svg", "defs", "g", "path", "use", "text", "clippath", "rect", "tspan"}
+ALLOWED |= {"details", "summary"}
 
 
 class Reader(HTMLParser):

@@ -20,6 +20,7 @@ import torch
 import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.diagnostics.charts import LineChart
+from streamtrain.diagnostics.run.configuration import configuration
 from streamtrain.diagnostics.run.curves import _charts
 from streamtrain.diagnostics.run_reader import read_run
 from streamtrain.diagnostics.run_report import _sampled_histogram, run_page, write_report
@@ -74,12 +75,41 @@ def test_the_report_has_all_its_parts(run: Path) -> None:
     text = file.read_text()
     assert file == run / "report.html"
     assert (len(told.epochs), len(told.batches)) == (2, 7)
-    for part in ("Curves", "Memory against budget", "Where the time went", "Shuffle", "Dataset", "Configuration"):
+    for part in ("Curves", "Memory", "Where the time went", "Shuffle", "Dataset", "Configuration"):
         assert f"<h2>{part}</h2>" in text, part
     for fact in ("validation", "16.0 MB", "waiting", "times a full reshuffle", "Samples by label", "optimizer.lr"):
         assert fact in text, fact
     names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"https?://[^\"]*", text)) == names, "of the drawings' elements; nothing is loaded"
+
+
+def test_the_configuration_is_what_was_chosen_and_the_rest_is_folded(run: Path) -> None:
+    chosen, rest = configuration(json.loads((run / "config.json").read_text()))
+    names = {name for name, _ in chosen}
+    assert {"model", "optimizer.name", "optimizer.lr", "batch_size", "memory", "loss"} <= names
+    assert not names & {
+        "optimizer.betas",
+        "optimizer.eps",
+        "n_samples",
+        "seed",
+        "shuffle",
+        "inputs",
+        "weight",
+        "compile",
+    }
+    assert {"optimizer.betas", "n_samples", "seed", "lanes"} <= {name for name, _ in rest}
+    text = write_report(run)[0].read_text()
+    shown, folded = text.split("<h2>Configuration</h2>")[1].split("<details>")
+    assert "<td>batch_size</td><td>20</td>" in shown
+    assert "<td>optimizer.betas</td>" in folded.split("</details>")[0]
+
+
+@pytest.mark.parametrize("name", ["Adam", "NoOptimizer", "__doc__", "Optimizer", ["Adam"], None])
+def test_an_optimizer_without_known_defaults_has_a_configuration(name: object) -> None:
+    chosen, rest = configuration({"optimizer": {"name": name, "lr": 1.0, "eps": 1e-08}, "batch_size": 256, "seed": 1})
+    assert ("seed", "1") in chosen
+    assert ("batch_size", "256") in rest
+    assert (("optimizer.eps", "1e-08") in rest) == (name == "Adam")
 
 
 def test_what_a_run_took_is_kept_beside_it(run: Path) -> None:

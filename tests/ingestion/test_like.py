@@ -51,8 +51,8 @@ def test_what_is_left_out_or_assumed_is_told(tmp_path: Path) -> None:
     base = st.ingest(tmp_path / "a.csv", tmp_path / "a.zarr", say=told.append, **options)
     assert len(base) == 1
     assert told[:3] == [
-        "warning: 1 of 3 rows are left out: their label is missing",
-        "warning: 1 of 3 rows are left out: a number in them is missing",
+        "warning: left out 1 of 3 rows without a label",
+        "warning: left out 1 of 3 rows in which a number is missing",
         "times of t name no zone and are taken as UTC: timezone='Europe/Rome' says another",
     ]
     with pytest.warns(st.StreamtrainWarning, match="left out"):

@@ -1,4 +1,4 @@
-"""Scripts as people run them: in a fresh process that finds its imports by itself, results read from stdout."""
+"""Scripts in a process of their own, results read from stdout."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_python import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -19,9 +20,8 @@ SCRIPTS = ROOT / "scripts"
 
 def run_script(name: str, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a script, named by its path below ``scripts/``, to its end."""
-    command = [sys.executable, str(SCRIPTS / name), *map(str, words)]
     env = options.pop("env", {name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=env, **options)
+    return run_forked([str(SCRIPTS / name), *map(str, words)], env=env, **options)
 
 
 def help_of(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

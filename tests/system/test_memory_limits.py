@@ -170,6 +170,13 @@ def test_cores_are_those_of_affinity_and_quota(
     assert n_cores(write(tmp_path, files)) == cores
 
 
+@pytest.mark.parametrize(("beside", "cores"), [("2", 4), ("3", 2), ("16", 1), ("0", 8), ("", 8), ("two", 8)])
+def test_ranks_on_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch, beside: str, cores: int) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+    assert n_cores(Path("/nowhere")) == cores
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory by Linux's rules")
 @pytest.mark.parametrize(("name", "option"), [("RLIMIT_AS", "-v"), ("RLIMIT_DATA", "-d")])
 def test_a_limit_of_the_process_is_known_and_reported(name: str, option: str) -> None:

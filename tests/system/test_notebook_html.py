@@ -57,7 +57,7 @@ def test_a_dataset_of_many_fields_and_columns_is_no_longer(tmp_path: Path) -> No
     names = [f"{'&' * 60}{i}" for i in range(300)]
     (tmp_path / "t.csv").write_text(f"y,{','.join(names)}\n1{',2' * 300}\n")
     table = st.ingest(tmp_path / "t.csv", tmp_path / "t", label_column="y", progress=False)
-    assert repr(table).endswith("t': 1 samples, 300 columns, classification)")
+    assert repr(table).endswith("t': 1 sample, 300 columns, classification)")
     assert all(len(repr(each)) <= 100 and len(each._repr_html_()) < 30_000 for each in (dataset, table))
 
 
@@ -70,8 +70,8 @@ def test_results_are_lines(tmp_path: Path) -> None:
     metrics, model = trainer.evaluate(dataset), st.load(tmp_path / "run", device="cpu")
     summary = model.predict(dataset, out=tmp_path / "p.npy")
     shown = [history[-1], metrics, summary, st.rows({"x": x}, like=dataset), st.plan(dataset), dataset.stats("x")]
-    begins = ["EpochSummary(epoch 1, 1 steps: loss ", "Metrics(loss ", "PredictionSummary(200 rows; "]
-    begins += ["RawRows('array': 200 rows, x float32[3])", "Plan(1 batches of 256, ", "FieldStats(3 features: mean "]
+    begins = ["EpochSummary(epoch 1, 1 step: loss ", "Metrics(loss ", "PredictionSummary(200 rows; "]
+    begins += ["RawRows('array': 200 rows, x float32[3])", "Plan(1 batch of 256, ", "FieldStats(3 features: mean "]
     for each, begin in zip(shown, begins, strict=True):
         assert repr(each).startswith(begin)
         assert len(repr(each)) <= 100

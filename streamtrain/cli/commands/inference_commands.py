@@ -15,7 +15,7 @@ from streamtrain.cli.output import json_option
 
 _SOURCES: Final = click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=FILE)
 _MODEL: Final = option(
-    "--model", type=Code(), help="The run's FILE.py:NAME or PACKAGE.MODULE:NAME, where it is asked for."
+    "--model", type=Code(), help="Your own code, FILE.py:NAME or PACKAGE.MODULE:NAME, if it is asked for."
 )
 _DEVICE: Final = option("--device", default="auto", type=Suggestion(values.DEVICES), metavar="DEVICE", help=DEVICE_HELP)
 _IMAGES: Final = option(
@@ -26,7 +26,12 @@ _TEXT: Final = "Raw files"
 _TEXT_OPTIONS: Final = (
     option("--delimiter", metavar="CHAR", section=_TEXT, help="Text: by default found among , ; | and tab."),
     option("--encoding", metavar="NAME", section=_TEXT, help="Text: its encoding; utf-8 by default."),
-    option("--header", type=Suggestion(("first", "none")), section=_TEXT, help="Text: first, or none with --names."),
+    option(
+        "--header",
+        type=Suggestion(("first", "none")),
+        section=_TEXT,
+        help="Text: first: names are in the first line; none: give --names.",
+    ),
     option("--names", metavar="A,B", section=_TEXT, help="Text without a header: the names of its columns."),
     option("--na-values", metavar="A,B", section=_TEXT, help="Text: words that mean missing."),
     option("--fields", metavar="x=A,y=B", section=_TEXT, help=".npz: the members that become fields x, y, ..."),
@@ -53,7 +58,7 @@ def _with_text_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("run", type=RUN)
 @_SOURCES
 @option("--out", metavar="FILE", type=FILE, help="A .csv, .tsv, .parquet, .npy or .zarr; - is CSV on stdout.")
-@option("--probabilities", is_flag=True, help="Write those of every class, not only of the predicted one.")
+@option("--probabilities", is_flag=True, help="Write the probability of every class, not only of the predicted one.")
 @option("--split", type=Split(), metavar="NAME", help="The split of SRC to predict, where it has splits.")
 @option("--rows", metavar="A:B", help="Rows A to B-1, counted from 0.")
 @which_option

@@ -178,7 +178,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     section="Memory",
     help=DEVICE_HELP,
 )
-@option("--threads", type=int, section="Memory", help="Torch's threads on the CPU.")
+@option("--threads", type=int, section="Memory", help="Torch's threads on the CPU; by default one a core.")
 @option(
     "--out",
     type=click.Path(path_type=Path),

@@ -82,9 +82,9 @@ def run_predict(
 ) -> None:
     """Predict as the command line says, and print the first rows or what was written."""
     refuse_swapped("predict", run, sources)
+    _check_out(out, sources, overwrite=overwrite, as_json=as_json)
     set_threads(None)
     limit_heap_growth()
-    _check_out(out, sources, overwrite=overwrite, as_json=as_json)
     options = PredictOptions.of(
         probabilities=probabilities,
         batch_size=batch_size,
@@ -97,6 +97,7 @@ def run_predict(
     with MemoryMeter() as meter:
         loaded = load(run, which, device, model)
         note(as_command_line(loaded.weights))
+        limit_heap_growth(options.work_bytes(loaded.schema, loaded.inputs))
         data = opened_data(sources, loaded.schema, loaded.inputs, of_text, _share(options), split=split)
         started = time.perf_counter()
         predictor = replace(_predictor(loaded, data, images), autocast=narrowed)
@@ -116,12 +117,17 @@ def run_predict(
         emit(as_json, result, Lines.of([*_table(columns), _keeping(run, sources)]))
         return
     text = Lines.of([*_lines(written, seconds, result["memory"]), *([f"out     {out}"] if out != STDOUT else [])])
+    _say(text, result, out, as_json=as_json)
+    if hint := written.summary.hint():
+        note(f"hint: {hint}")
+
+
+def _say(text: Lines, result: dict[str, Any], out: str, *, as_json: bool) -> None:
+    """Print what was written; predictions that go to stdout have it for themselves."""
     if out == STDOUT:
         note(text)
     else:
         emit(as_json, result, text)
-    if hint := written.summary.hint():
-        note(f"hint: {hint}")
 
 
 def _predictor(loaded: TrainedModel, data: object, images: str | None) -> Predictor:

@@ -19,7 +19,7 @@ from streamtrain.errors import Lines, unknown_name
 _FOLDER: Final = Path(__file__).parents[2] / "guide"
 _WIDTH: Final = 54
 _FIRST: Final = (
-    *("concepts", "commands", "ingest", "tables", "images", "splits"),
+    *("concepts", "commands", "ingest", "tables", "images", "arrays", "splits"),
     *("train", "update-rules", "resume", "predict"),
 )
 

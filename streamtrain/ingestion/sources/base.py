@@ -122,8 +122,15 @@ class SourceOptions:
     fields: Mapping[str, str] | None = None
     # Tables: known names of classes, which are labels even if they look like missing values (NA, null).
     classes: tuple[str, ...] | None = None
-    # The budget of the ingest, in bytes; None where none is given.
+    # HDF5 and Zarr: "cf" applies the attributes by which NetCDF packs numbers, "raw" takes what is stored.
+    decode: str | None = None
+    # HDF5 and Zarr: the axis of the samples.
+    sample_axis: int | None = None
+    # The budget of the ingest, in bytes, and its most threads; None where none is given.
     memory: int | None = None
+    n_workers: int | None = None
+    # A folder for rows that have to go over disk; None where there is none.
+    scratch: Path | None = None
     # Tables: which of the rows [start, stop), left out ones not counted, means and categories are learned from.
     learn_from: RowFilter | None = None
     # Tables: what is said of them beyond the label column and the features.
@@ -299,14 +306,19 @@ Probe = Callable[[Path, SourceOptions], Source]
 SUPPORTED: Final = "bool, int8-int64, uint8-uint64, float16, float32, float64"
 
 _INT64_MAX: Final = np.iinfo(np.int64).max
+_TEXT: Final = (
+    "it holds text",
+    "store numbers; text labels can come from a label column of a CSV or Parquet file, or, in Python, from an array: "
+    "labels=numpy.load(...)",
+)
 _CONVERSIONS: Final = {
     "O": ("its elements are Python objects, which only code stored in the file could rebuild", "store a numeric dtype"),
     "V": ("it is structured", "store each of its members as an array of its own"),
     "c": ("it is complex", "store the real and the imaginary part as two features"),
     "M": ("it holds dates", "store numbers: x.astype('datetime64[s]').astype('int64')"),
     "m": ("it holds durations", "store numbers: x.astype('timedelta64[s]').astype('int64')"),
-    "U": ("it holds text", "store numbers; text labels can come from a CSV or Parquet label column"),
-    "S": ("it holds text", "store numbers; text labels can come from a CSV or Parquet label column"),
+    "U": _TEXT,
+    "S": _TEXT,
 }
 
 

@@ -165,6 +165,8 @@ def _check_reread(member: Member, n_passes: int) -> None:
 
 _LOCAL_HEADER_BYTES: Final = 30
 _ENCRYPTED: Final = 0x1
+_SPARSE: Final = {"format.npy", "shape.npy", "data.npy"}
+"""Members of every sparse matrix that scipy saves."""
 
 
 def probe(path: Path, options: SourceOptions) -> StreamedSource:
@@ -174,11 +176,24 @@ def probe(path: Path, options: SourceOptions) -> StreamedSource:
     with open_bytes(path) as file, unpacking(str(path)), zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
         _check_directory(path, infos)
+        _check_not_sparse(path, infos, options)
         by_name = {info.filename.removesuffix(".npy"): info for info in infos}
         chosen = choose_fields(by_name, options, where=str(path))
         members = tuple(_member(path, archive, by_name[name], field) for field, name in chosen.items())
     _check_lengths(path, members)
     return StreamedSource(path, members, provenance)
+
+
+def _check_not_sparse(path: Path, infos: Sequence[zipfile.ZipInfo], options: SourceOptions) -> None:
+    """Refuse a sparse matrix as scipy saves it, whose members are no fields, with the line that stores its rows."""
+    if options.fields is not None or not _SPARSE.issubset(info.filename for info in infos):
+        return
+    raise InputError(
+        "it is a sparse matrix that scipy saved",
+        where=str(path),
+        fix="in Python, import scipy.sparse, streamtrain as st; "
+        f'st.ingest({{"x": scipy.sparse.load_npz({str(path)!r}).tocsr()}}, "data.zarr")',
+    )
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, field: str) -> Member:

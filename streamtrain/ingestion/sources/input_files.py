@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import SourceOptions
-from streamtrain.system.files import names_in, open_to_read
+from streamtrain.system.files import names_in, open_to_read, status_of, walk
 from streamtrain.system.refusals import is_of_machine, os_failure, read_failure, translate_read_errors
 from streamtrain.system.syscalls import SYSTEM
 from streamtrain.system.units import format_bytes
@@ -77,10 +77,33 @@ def _siblings(path: Path) -> list[str]:
         return []
 
 
+def check_distinct(files: Iterable[Path]) -> None:
+    """Refuse a file that is given twice, under one name or two."""
+    seen: dict[tuple[int, int], Path] = {}
+    for file in files:
+        status = look_up(file)
+        first = seen.setdefault((status.st_dev, status.st_ino), file)
+        if first is not file:
+            what = "the same file is given twice" if first == file else f"is the same file as {first}"
+            raise InputError(what, where=str(file), fix="give every file once")
+
+
 def provenance_of(path: Path, kind: str, **facts: object) -> tuple[dict[str, Any], ...]:
     """Describe a file for the manifest: its format, the path as given, its bytes and mtime_ns."""
     status = check_file(path)
     return ({"format": kind, "path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, **facts},)
+
+
+def folders_status(root: Path, folders: Iterable[str]) -> tuple[int, int]:
+    """Add up the bytes of all files in some folders below a root, and find when the last of them was written."""
+    n_bytes, mtime_ns = 0, 0
+    for folder in folders:
+        for parent, _, names in walk(root / folder):
+            for name in names:
+                status = status_of(Path(parent) / name)
+                n_bytes += 0 if status is None else status.st_size
+                mtime_ns = max(mtime_ns, 0 if status is None else status.st_mtime_ns)
+    return n_bytes, mtime_ns
 
 
 def changed(provenance: Iterable[Mapping[str, Any]]) -> str | None:
@@ -92,13 +115,16 @@ def _change(entry: Mapping[str, Any]) -> str | None:
     path = Path(entry["path"])
     try:
         status = SYSTEM.stat(path)
+        n_bytes, mtime_ns = status.st_size, status.st_mtime_ns
+        if "folders" in entry:
+            n_bytes, mtime_ns = folders_status(path, entry["folders"])
     except OSError as error:
         if is_of_machine(error):
             raise os_failure(error, "look up", path) from error
         return f"{path}: gone while it was read ({error.strerror})"
-    if status.st_size != entry["bytes"]:
-        return f"{entry['path']}: changed while it was read, from {entry['bytes']:,} to {status.st_size:,} bytes"
-    if status.st_mtime_ns != entry["mtime_ns"]:
+    if n_bytes != entry["bytes"]:
+        return f"{entry['path']}: changed while it was read, from {entry['bytes']:,} to {n_bytes:,} bytes"
+    if mtime_ns != entry["mtime_ns"]:
         return f"{entry['path']}: written to while it was read (its modification time changed)"
     return None
 

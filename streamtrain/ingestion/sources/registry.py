@@ -37,6 +37,7 @@ from streamtrain.ingestion.sources.base import (
 )
 from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, merge_blanks, name_of, with_labels
+from streamtrain.ingestion.sources.hierarchies import hierarchy_source
 from streamtrain.ingestion.sources.images import parquet_images, webdataset
 from streamtrain.ingestion.sources.images.class_folders import image_folder_of, open_image_folder
 from streamtrain.ingestion.sources.images.image_check import WITH_IMAGES, check_no_images
@@ -45,13 +46,15 @@ from streamtrain.ingestion.sources.indexed.stored import open_stored, stored_dat
 from streamtrain.ingestion.sources.indexed.torch_data import (
     NamedBatches,
     SampleSource,
+    StackedSamples,
     is_data_loader,
     is_torch_dataset,
+    is_torch_stream,
 )
-from streamtrain.ingestion.sources.input_files import check_file, first_bytes, look_up
+from streamtrain.ingestion.sources.input_files import check_distinct, check_file, first_bytes, look_up, refuse_options
 from streamtrain.ingestion.sources.iterables import IterableSource
-from streamtrain.ingestion.sources.recognition.content import N_SNIFFED, kind_of, sniff
-from streamtrain.ingestion.sources.recognition.folders import check_no_labels_among, check_not_zarr, folder_of_folders
+from streamtrain.ingestion.sources.recognition.content import N_SNIFFED, is_hdf5, kind_of, sniff
+from streamtrain.ingestion.sources.recognition.folders import check_no_labels_among, files_in
 from streamtrain.ingestion.sources.recognition.recipes import recipe
 from streamtrain.ingestion.sources.sparse import is_sparse
 from streamtrain.ingestion.sources.tables import delimited, frames, parquet
@@ -70,10 +73,10 @@ from streamtrain.ingestion.sources.tables.roles.reader import TableReader
 from streamtrain.ingestion.sources.tables.roles.role_table import open_tables
 from streamtrain.ingestion.sources.text_labels import TextLabels, is_text_labels
 from streamtrain.store.dataset import Dataset
+from streamtrain.store.reads.other_zarr import is_zarr
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.arguments import a_kind
-from streamtrain.system.files import local_path, names_in
-from streamtrain.system.refusals import read_failure
+from streamtrain.system.files import local_path
 
 ENTRY_POINT_GROUP: Final = "streamtrain.sources"
 
@@ -94,6 +97,7 @@ class FileFormat:
     is_table: bool = False
     is_text: bool = False
     has_names: bool = False
+    is_hierarchy: bool = False
 
 
 RAW: Final = FileFormat(name="raw binary", probe=binary.probe_raw, suffixes=(".bin", ".raw", ".dat"))
@@ -126,10 +130,17 @@ _FORMATS: Final = (
     ),
     FileFormat(name="tar", probe=webdataset.probe, suffixes=(".tar",), content=("a tar archive",), has_names=True),
 )
+# Known by their content, whatever they are called.
+_HDF5: Final = FileFormat(
+    name="HDF5", probe=hierarchy_source.probe_hdf5, content=("HDF5",), has_names=True, is_hierarchy=True
+)
+_ZARR: Final = FileFormat(name="Zarr", probe=hierarchy_source.probe_zarr, has_names=True, is_hierarchy=True)
 
 
 def format_of(path: Path, options: SourceOptions) -> FileFormat:
-    """Find the format that reads a file."""
+    """Find the format that reads a file, or a folder of Zarr."""
+    if is_zarr(path) or is_hdf5(path):
+        return _ZARR if is_zarr(path) else _HDF5
     name, suffix = path.name.lower(), path.suffix.lower()
     if _IDX_NAME.search(name):
         return next(family for family in _FORMATS if family.name == "idx")
@@ -157,7 +168,7 @@ def _unknown(path: Path, suffix: str) -> InputError:
     return InputError(
         f"no reader for files named *{suffix}" if suffix else "the name has no suffix to tell the format",
         where=str(path),
-        why=f"{f'It looks like {found}. ' if found else ''}Known: {' '.join([*own, *others])}",
+        why=f"{f'It looks like {found}. ' if found else ''}Known: {' '.join([*own, *others])}; HDF5 and Zarr",
         fix=(recipe(path, found) or "convert it to one of those")
         if found
         else "convert or rename it, or give dtype and shape to read it as raw binary",
@@ -166,6 +177,8 @@ def _unknown(path: Path, suffix: str) -> InputError:
 
 def check_content(path: Path, family: FileFormat) -> None:
     """Refuse a file whose content is plainly of another format than its name."""
+    if family.is_hierarchy:
+        return
     head = first_bytes(path, N_SNIFFED)
     found = sniff(head)
     # Raw bytes and unknown formats may start like anything; so may a text's first column name.
@@ -192,7 +205,7 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     if folder is not None and tables is not None:
         return open_labelled_folder(folder, tables, options)
     own, label_options = _split_options(source, labels, options)
-    _check_distinct([*(_files_of(source) or ()), *(_files_of(labels) or ())])
+    check_distinct([*(_files_of(source) or ()), *(_files_of(labels) or ())])
     opened = _open_text_labels(labels) or _open(labels, label_options)
     return _with_clear_names(with_labels(_open(source, own), opened), options)
 
@@ -313,7 +326,7 @@ def _open(source: object, options: SourceOptions) -> Source:
 
 def _check_in_memory(options: SourceOptions, kind: str) -> None:
     """Refuse options of files for what is none."""
-    for name in ("label_column", "columns", "dtype", "shape"):
+    for name in ("label_column", "columns", "dtype", "shape", "decode", "sample_axis"):
         if getattr(options, name) is not None:
             raise UsageError(f"{name} applies to files only", fix=Fix("leave ", Argument(name), " out"))
     _check_no_roles(options, kind)
@@ -340,6 +353,8 @@ def _open_memory(source: object, options: SourceOptions) -> Source:
         return SampleSource(source, options)
     if is_data_loader(source):
         return IterableSource(NamedBatches(source, options), options)
+    if isinstance(source, Iterable) and is_torch_stream(source):
+        return IterableSource(StackedSamples(source, options), options)
     if isinstance(source, Iterable) and not _is_listed_wrong(source):
         return IterableSource(source, options)
     raise UsageError(
@@ -358,7 +373,7 @@ def _no_names(kind: str, where: str | None = None) -> UsageError:
     return UsageError(
         f"fields does not apply to {kind}",
         where=where,
-        why="It chooses among the names in .npz files, dicts of arrays and iterables of them",
+        why="It chooses among the names in .npz, HDF5 and Zarr, dicts of arrays and iterables of them",
         fix=Fix("leave ", Argument("fields"), " out; of a table ", *_CHOOSING),
     )
 
@@ -388,24 +403,11 @@ def _files_of(source: object) -> list[Path] | None:
     paths = _paths_in(source)
     if paths is None or image_folder_of(paths) is not None:
         return None
-    return [file for path in paths for file in (_listed(path) if S_ISDIR(look_up(path).st_mode) else [path])]
+    return [file for path in paths for file in (files_in(path) if _is_list(path) else [path])]
 
 
-def _listed(folder: Path) -> list[Path]:
-    """List the files of a folder by name, but those that start with a dot or underscore, as other tools do."""
-    try:
-        names = names_in(folder)
-    except OSError as error:
-        what = "the folder is not readable"
-        raise read_failure(error, folder, InputError, "copy it to another disk", what=what) from error
-    check_not_zarr(folder, names)
-    entries = [folder / name for name in names if not name.startswith((".", "_"))]
-    if not entries:
-        raise InputError("no files in the folder", where=str(folder), fix="give the folder that holds the data files")
-    inner = [entry.name for entry in entries if S_ISDIR(look_up(entry).st_mode)]
-    if inner:
-        raise folder_of_folders(folder, inner)
-    return entries
+def _is_list(path: Path) -> bool:
+    return S_ISDIR(look_up(path).st_mode) and not is_zarr(path)
 
 
 def _check_one_kind(files: Sequence[Path], families: Sequence[FileFormat]) -> None:
@@ -416,20 +418,11 @@ def _check_one_kind(files: Sequence[Path], families: Sequence[FileFormat]) -> No
         raise InputError("the files are of several kinds", where=str(files[0].parent), why=listed, fix=fix)
 
 
-def _check_distinct(files: Sequence[Path]) -> None:
-    seen: dict[tuple[int, int], Path] = {}
-    for file in files:
-        status = look_up(file)
-        first = seen.setdefault((status.st_dev, status.st_ino), file)
-        if first is not file:
-            what = "the same file is given twice" if first == file else f"is the same file as {first}"
-            raise InputError(what, where=str(file), fix="give every file once")
-
-
 def _checked_families(files: Sequence[Path], options: SourceOptions) -> list[FileFormat]:
     for file in files:
-        check_file(file)
-    _check_distinct(files)
+        if not is_zarr(file):
+            check_file(file)
+    check_distinct(files)
     families = [format_of(file, options) for file in files]
     _check_one_kind(files, families)
     return families
@@ -444,9 +437,13 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
     for file, family in zip(files, families, strict=True):
         check_content(file, family)
     reader = families[0].reader
-    if reader is None:
+    if families[0].is_hierarchy:
+        _check_no_roles(options, f"{families[0].name} files", but=("nan", "dates"))
+    else:
+        refuse_options(files[0], families[0].name, options, "decode", "sample_axis")
+    if reader is None and not families[0].is_hierarchy:
         _check_no_roles(options, f"{families[0].name} files")
-    elif has_roles(options):
+    elif reader is not None and has_roles(options):
         return open_readers([reader(file, options) for file in files], options)
     try:
         return _opened(files, families, options)
@@ -469,10 +466,10 @@ def open_readers(readers: Sequence[TableReader], options: SourceOptions, known: 
         raise told_at_once(error, readers, options) from error
 
 
-def _check_no_roles(options: SourceOptions, kind: str) -> None:
+def _check_no_roles(options: SourceOptions, kind: str, but: Sequence[str] = ("nan",)) -> None:
     """Refuse options of tables for what is none; NaN may be kept anywhere."""
     for name in options.table.given():
-        if name != "nan":
+        if name not in but:
             raise UsageError(f"{name} does not apply to {kind}", fix=Fix("leave ", Argument(name), " out"))
 
 

@@ -13,7 +13,7 @@ from streamtrain.store.schema.description import THESE_ROWS
 from streamtrain.store.schema.task import LabelTask
 from streamtrain.store.statistics import Histogram
 from streamtrain.system.display.notebook_html import clipped, clipped_left, html_bars, html_table, html_title
-from streamtrain.system.units import format_bytes, format_share, format_value
+from streamtrain.system.units import counted, format_bytes, format_share, format_value
 
 _MOST_LETTERS: Final = 100
 _LEAST_OF_PATH: Final = 12
@@ -23,11 +23,11 @@ _MOST_CLASSES: Final = 20
 def dataset_line(path: Path, layout: Layout, columns: Sequence[str] | None, task: LabelTask | None) -> str:
     """Say what a dataset is in at most 100 characters."""
     kind = "no labels" if task is None else task.name or "task undecided"
-    held = _fields(layout.own_fields) if columns is None else f"{len(columns):,} column{'s' * (len(columns) != 1)}"
-    what = f": {layout.n_samples:,} samples, {held}, {kind})"
+    held = _fields(layout.own_fields) if columns is None else f"{counted(len(columns), 'column')}"
+    what = f": {counted(layout.n_samples, 'sample')}, {held}, {kind})"
     room = _MOST_LETTERS - len("Dataset('')") - len(what) + 1
     if room < _LEAST_OF_PATH:
-        what = f": {layout.n_samples:,} samples, {len(layout.fields):,} fields, {kind})"
+        what = f": {counted(layout.n_samples, 'sample')}, {counted(len(layout.fields), 'field')}, {kind})"
         room = _MOST_LETTERS - len("Dataset('')") - len(what) + 1
     return f"Dataset('{clipped_left(str(path), room)}'{what}"
 
@@ -45,7 +45,9 @@ def dataset_html(
 ) -> str:
     """Write a dataset for a notebook; ``names`` are those of its classes."""
     layout = manifest.layout
-    sizes = f"{format_bytes(layout.n_bytes)}, {layout.n_blocks:,} blocks of {layout.block_rows:,}, {layout.codec}"
+    sizes = (
+        f"{format_bytes(layout.n_bytes)}, {counted(layout.n_blocks, 'block')} of {layout.block_rows:,}, {layout.codec}"
+    )
     fields = [["field", "dtype", "shape", "bytes a sample"]]
     fields += [
         [each.name, "images", str(manifest.statistics[each.name].images), f"about {each.row_bytes:,}"]

@@ -131,11 +131,13 @@ def most_in_batch(data: Dataset, memory_bytes: int) -> int:
 
 
 def _loader(data: Dataset, batch_size: int, wanted: Wanted) -> StreamLoader:
+    """Make a loader for one pass, which has no use for memory that keeps blocks for the next."""
     # Every row is predicted here, also where processes train together.
     alone: dict[str, Any] = {"rank": 0, "world_size": 1}
-    return StreamLoader(
-        data, batch_size=batch_size, memory=wanted.memory_bytes, shuffle=False, device=wanted.device, **alone
-    )
+    options: dict[str, Any] = {"batch_size": batch_size, "shuffle": False, "device": wanted.device, **alone}
+    with StreamLoader(data, memory=wanted.memory_bytes, **options) as loader:
+        kept_bytes = loader.projection.terms.get("cache", 0)
+    return StreamLoader(data, memory=wanted.memory_bytes - kept_bytes, **options)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from streamtrain.models.normalization import NormalizedModel
 from streamtrain.store.schema.columns import INPUT, Schema
 from streamtrain.system.calls.public import public
 from streamtrain.system.display.notebook_html import clipped, clipped_left, html_facts, html_table, html_title
+from streamtrain.system.units import counted
 from streamtrain.training.best.chosen_checkpoint import BEST, Which
 from streamtrain.training.inference.predicting import Predictor
 from streamtrain.training.inference.predictions import form_of_run
@@ -72,7 +73,7 @@ class TrainedModel(Predicts, nn.Module):
 
     def __repr__(self) -> str:
         n_classes = f" of {len(self.classes)} classes" if self.classes else ""
-        kind = f"{clipped(str(self.config.get('model')), 20)}, {n_parameters(self.module):,} weights"
+        kind = f"{clipped(str(self.config.get('model')), 20)}, {counted(n_parameters(self.module), 'weight')}"
         what = f", {kind}, {self.task or 'no task'}{n_classes}, epoch {self.best.get('epoch')})"
         return f"TrainedModel('{clipped_left(str(self._run), 84 - len(what))}'{what}"
 

@@ -15,6 +15,7 @@ from streamtrain.errors import InputError
 from streamtrain.models.normalization import InputStatistics
 from streamtrain.store.layout import Field, Layout
 from streamtrain.store.schema.columns import Schema
+from streamtrain.system.units import counted
 from streamtrain.training.inference.batches import in_batches
 from streamtrain.training.labels.reading import LabelReading
 
@@ -95,6 +96,6 @@ def check_known_labels(rows: Rows, target: str, reading: LabelReading, n_classes
     if n_wrong:
         listed = ", ".join(f"{label:g}" for label in list(shown)[:_N_SHOWN])
         raise InputError(
-            f"{n_wrong:,} labels are of classes that the run never saw: {listed}",
+            f"{counted(n_wrong, 'label is', 'labels are')} of classes that the run never saw: {listed}",
             fix="leave those rows out of the source",
         )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamtrain.system.display.notebook_html import clipped
-from streamtrain.system.units import format_figure
+from streamtrain.system.units import counted, format_figure
 from streamtrain.training.inference.predictions import Part, PredictionForm
 
 _CLEAR_SHARE: Final = 0.2
@@ -43,7 +43,7 @@ class PredictionSummary:
     _squares: npt.NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
-        return f"PredictionSummary({clipped('; '.join([f'{self.n_rows:,} rows', *self._told()]), 81)})"
+        return f"PredictionSummary({clipped('; '.join([counted(self.n_rows, 'row'), *self._told()]), 81)})"
 
     def _told(self) -> Iterator[str]:
         if len(self._counts):

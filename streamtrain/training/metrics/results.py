@@ -8,7 +8,7 @@ from typing import Final
 
 from streamtrain.models.target_normalization import TargetNormalization
 from streamtrain.system.display.notebook_html import clipped, html_table, html_title
-from streamtrain.system.units import format_cell, format_figure, format_figures
+from streamtrain.system.units import counted, format_cell, format_figure, format_figures
 from streamtrain.training.metrics.baseline import Baseline
 from streamtrain.training.metrics.classification import MOST_IN_CONFUSION
 from streamtrain.training.metrics.tasks import ScoredTask
@@ -74,7 +74,7 @@ class Metrics:
 
     def __repr__(self) -> str:
         figures = format_figures(self.named(full=True))
-        of = f" of {self.n_samples:,} samples" if self.n_samples else ""
+        of = f" of {counted(self.n_samples, 'sample')}" if self.n_samples else ""
         return f"Metrics({clipped(figures, 89 - len(of))}{of})"
 
     def _repr_html_(self) -> str:

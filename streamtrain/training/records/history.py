@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, Self, overload
 from streamtrain.errors import Fix, ResourceError, UsageError, unknown_name
 from streamtrain.system.display.notebook_html import clipped, html_table, html_title
 from streamtrain.system.events import ThreadSeconds
-from streamtrain.system.units import format_figure, format_figures, format_share
+from streamtrain.system.units import counted, format_figure, format_figures, format_share
 from streamtrain.training.best.monitor import BestEpoch, Monitor, mode_of
 from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.metrics.user import METRIC_NAMES
@@ -174,7 +174,7 @@ class EpochSummary:
         values = self.train.named() | (self.val.named("val_") if self.val else {})
         figures = format_figures(values)
         cut = ", partial" * self.partial
-        place = f"epoch {self.number}{cut}, {self.counts.n_steps:,} steps: "
+        place = f"epoch {self.number}{cut}, {counted(self.counts.n_steps, 'step')}: "
         return f"EpochSummary({place}{clipped(figures, 86 - len(place))})"
 
     @property
@@ -320,7 +320,7 @@ class History(Sequence[EpochSummary]):
         best = str(self.best.epoch) if self.best else None
         marked = next((i for i, line in enumerate(shown) if line[0] == best), None)
         told = f"; best epoch {best} by {self.best.monitor}" if self.best else ""
-        title = html_title(f"{len(self)} epoch{'s' * (len(self) != 1)}, {self.counts.n_steps:,} steps in all{told}")
+        title = html_title(f"{counted(len(self), 'epoch')}, {counted(self.counts.n_steps, 'step')} in all{told}")
         if not self.epochs:
             return title
         head = ["epoch", "steps", *self.epochs[0].heads(self._monitor).values(), "samples/s", "stall"]

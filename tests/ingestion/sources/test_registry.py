@@ -131,7 +131,7 @@ CONTENTS = [
     (b"PAR1" + bytes(50), "Parquet"),
     (b"\x80\x04\x95" + bytes(50), "a Python pickle"),
     (b"\x1f\x8b\x08" + bytes(50), "gzip data"),
-    (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
+    (b"SQLite format 3\0" + bytes(50), "a SQLite database"),
 ]
 
 

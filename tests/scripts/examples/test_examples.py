@@ -75,7 +75,13 @@ def images(text: str) -> None:
     assert second > 0.8, "half of them"
 
 
-CHECKS = (train_from_store, two_inputs, plain_loop, lbfgs, source_plugin, predict_table, images)
+def netcdf_grid(text: str) -> None:
+    assert text.startswith("1,209 days of float32 (12, 24), 291 to compare\n")
+    forecast, guess = figures(r"([\d.]+) K", text)
+    assert forecast < 0.5 * guess
+
+
+CHECKS = (train_from_store, two_inputs, plain_loop, lbfgs, source_plugin, predict_table, netcdf_grid, images)
 EXPECTED = {f"{check.__name__}.py": check for check in CHECKS}
 
 

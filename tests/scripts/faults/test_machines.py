@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness end
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_few_ends_of_every_stage(machine: str) -> None:
-    done = run_script("faults/machines.py", "--machine", machine, "--every", "150", timeout=300)
+    done = run_script("faults/machines.py", "--machine", machine, "--every", "300", timeout=300)
     results = results_of(done)
     assert results
     assert all(result["cases"] and not result["wrong"] for result in results), done.stdout
@@ -27,7 +27,7 @@ def test_some_races_have_one_winner_each() -> None:
 
 
 def test_a_training_with_a_few_passing_errors() -> None:
-    done = run_script("faults/passing_errors.py", "--every", "150", "--first", "70", timeout=300)
+    done = run_script("faults/passing_errors.py", "--every", "300", "--first", "70", timeout=300)
     results = results_of(done)
     assert len(results) == 8
     assert all(result["cases"] and not result["wrong"] for result in results), done.stdout

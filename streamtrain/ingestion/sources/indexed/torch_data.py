@@ -1,12 +1,13 @@
-"""Sources of torch: a ``Dataset`` sample by sample in the order of its indices, a ``DataLoader`` by batches.
+"""Sources of torch: a ``Dataset`` and an ``IterableDataset`` sample by sample, a ``DataLoader`` by batches.
 
-Both are recognized by what they offer, and torch is never imported here.
+They are recognized by what they offer, and torch is never imported here.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -31,6 +32,8 @@ _IN_ORDER: Final = ("SequentialSampler", "_InfiniteConstantSampler")  # the seco
 _TRIAL_SECONDS: Final = 0.1
 _TRIAL_SAMPLES: Final = 64
 _LONG_SECONDS: Final = 1.0
+_RUN_BYTES: Final = 1 << 20
+_LONGEST_RUN: Final = 1024
 
 
 def is_torch_dataset(value: object) -> bool:
@@ -38,6 +41,11 @@ def is_torch_dataset(value: object) -> bool:
     # An IterableDataset inherits __getitem__, and it may have a length.
     is_indexed = _is_of(value, "Dataset") and not _is_of(value, "IterableDataset")
     return is_indexed and hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def is_torch_stream(value: object) -> bool:
+    """Recognize a torch ``IterableDataset`` of samples; a `StreamLoader` is one of batches."""
+    return _is_of(value, "IterableDataset") and not type(value).__module__.startswith("streamtrain.")
 
 
 def is_data_loader(value: object) -> bool:
@@ -91,33 +99,9 @@ class SampleSource(Source):
             out[field.name][place] = as_field(value[None], field, lambda _: self.where(row))[0]
 
     def _sample(self, row: int) -> dict[str, npt.NDArray[Any]]:
-        values = self._named(self._samples[row], row)
+        values = _named(self._samples[row], self._options, self.where(row), "a sample")
         chosen = choose_fields(values, self._options, where=self.where(row))
-        return {field: self._array(values[name], row) for field, name in chosen.items()}
-
-    def _named(self, sample: Any, row: int) -> dict[str, Any]:
-        """Name the values of a sample: by their keys, or x and y, or their places where these are chosen from."""
-        if hasattr(sample, "_asdict"):
-            sample = sample._asdict()
-        if isinstance(sample, Mapping):
-            return {str(name): value for name, value in sample.items()}
-        values = list(sample) if isinstance(sample, tuple | list) else [sample]
-        if self._options.fields is not None:
-            return {str(place): value for place, value in enumerate(values)}
-        if not 1 <= len(values) <= 2:
-            fix = Fix(Argument("fields", {"x": 0, "y": 1}), " takes the first two")
-            raise UsageError(f"a sample is {len(values)} values", where=self.where(row), fix=fix)
-        return dict(zip((INPUT, TARGET), values, strict=False))
-
-    def _array(self, value: Any, row: int) -> npt.NDArray[Any]:
-        if type(value).__module__.partition(".")[0] == "PIL":
-            raise InputError(
-                f"a value is a PIL {type(value).__name__}, which a dataset cannot hold",
-                where=self.where(row),
-                why="Arrays of one shape are stored: images decoded and of one size",
-                fix="give the dataset transform=numpy.asarray, after resizing where sizes differ",
-            )
-        return to_array(value, self.where(row))
+        return {field: _array(values[name], self.where(row)) for field, name in chosen.items()}
 
     def _rate(self, started: float) -> tuple[str, ...]:
         """Read a few samples more, and say how long all will take, where that is long."""
@@ -133,6 +117,83 @@ class SampleSource(Source):
         return (f"{self._kind}: {self.n_samples:,} samples are read one by one, about {rate:,.0f} a second{takes}",)
 
 
+class StackedSamples(Iterable[Mapping[str, Any]]):
+    """The samples of an ``IterableDataset``, stacked to runs of rows.
+
+    Items are samples if they are no dicts, or have a value that is one number. Dicts of arrays are runs of rows.
+    """
+
+    def __init__(self, samples: Iterable[Any], options: SourceOptions) -> None:
+        self._samples, self._options, self._kind = samples, options, type(samples).__name__
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        items = iter(self._samples)
+        for first in items:
+            return self._stacks(chain([first], items)) if _is_sample(first) else chain([first], items)
+        return iter(())
+
+    def _stacks(self, samples: Iterator[Any]) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+        run: list[dict[str, npt.NDArray[Any]]] = []
+        first: dict[str, npt.NDArray[Any]] | None = None
+        for number, sample in enumerate(samples):
+            where = f"sample {number} of the {self._kind}"
+            values = _named(sample, self._options, where, "a sample")
+            arrays = {name: _array(value, where) for name, value in values.items()}
+            first = arrays if first is None else first
+            _check_like(arrays, first, where)
+            run.append(arrays)
+            if len(run) >= min(_LONGEST_RUN, _RUN_BYTES // max(1, sum(each.nbytes for each in arrays.values()))):
+                yield _stacked(run)
+                run = []
+        if run:
+            yield _stacked(run)
+
+
+def _is_sample(item: Any) -> bool:
+    values = item._asdict() if hasattr(item, "_asdict") else item
+    return not isinstance(values, Mapping) or not all(np.ndim(value) for value in values.values())
+
+
+def _stacked(run: list[dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    return {name: np.stack([arrays[name] for arrays in run]) for name in run[0]}
+
+
+def _check_like(arrays: Mapping[str, npt.NDArray[Any]], first: Mapping[str, npt.NDArray[Any]], where: str) -> None:
+    for name in {**first, **arrays}:
+        here, there = (
+            f"{found[name].dtype} {found[name].shape}" if name in found else "missing" for found in (arrays, first)
+        )
+        if here != there:
+            what = f"{name} is {here}; in sample 0 it is {there}"
+            raise InputError(what, where=where, fix="give every sample one dtype and shape")
+
+
+def _named(values: Any, options: SourceOptions, where: str | None, what: str) -> dict[str, Any]:
+    """Name values: by their keys, or x and y, or their places where these are chosen from."""
+    if hasattr(values, "_asdict"):
+        values = values._asdict()
+    if isinstance(values, Mapping):
+        return {str(name): value for name, value in values.items()}
+    values = list(values) if isinstance(values, tuple | list) else [values]
+    if options.fields is not None:
+        return {str(place): value for place, value in enumerate(values)}
+    if not 1 <= len(values) <= 2:
+        fix = Fix(Argument("fields", {"x": 0, "y": 1}), " takes the first two")
+        raise UsageError(f"{what} is {len(values)} values", where=where, fix=fix)
+    return dict(zip((INPUT, TARGET), values, strict=False))
+
+
+def _array(value: Any, where: str) -> npt.NDArray[Any]:
+    if type(value).__module__.partition(".")[0] == "PIL":
+        raise InputError(
+            f"a value is a PIL {type(value).__name__}, which a dataset cannot hold",
+            where=where,
+            why="Arrays of one shape are stored: images decoded and of one size",
+            fix="give the dataset transform=numpy.asarray, after resizing where sizes differ",
+        )
+    return to_array(value, where)
+
+
 def _field(name: str, value: npt.NDArray[Any], where: str) -> Field:
     return field_of(name, value.dtype, value.shape, where=where)
 
@@ -146,20 +207,7 @@ class NamedBatches(Iterable[Mapping[str, Any]]):
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         for batch in self._loader:
-            yield self._named(batch)
-
-    def _named(self, batch: Any) -> Mapping[str, Any]:
-        if hasattr(batch, "_asdict"):
-            batch = batch._asdict()
-        if isinstance(batch, Mapping):
-            return batch
-        values = list(batch) if isinstance(batch, tuple | list) else [batch]
-        if self._options.fields is not None:
-            return {str(place): value for place, value in enumerate(values)}
-        if not 1 <= len(values) <= 2:
-            fix = Fix(Argument("fields", {"x": 0, "y": 1}), " takes the first two")
-            raise UsageError(f"a batch of the DataLoader is {len(values)} values", fix=fix)
-        return dict(zip((INPUT, TARGET), values, strict=False))
+            yield _named(batch, self._options, None, "a batch of the DataLoader")
 
 
 def _check_in_order(loader: Any) -> None:

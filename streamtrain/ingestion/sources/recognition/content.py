@@ -5,10 +5,13 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from stat import S_ISREG
 from types import MappingProxyType
 from typing import Final
 
 from streamtrain.ingestion.sources.input_files import first_bytes
+from streamtrain.system.files import open_to_read
+from streamtrain.system.syscalls import SYSTEM
 
 N_SNIFFED: Final = 512
 
@@ -46,10 +49,11 @@ _MAGICS: Final = (
     (b"ID3", "an audio file"),
     (b"fLaC", "an audio file"),
 )
+HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".nc", ".nc4", ".h5ad")
 _BY_SUFFIX: Final[Mapping[str, str]] = MappingProxyType(
     {
         **dict.fromkeys((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"), "an image"),
-        **dict.fromkeys((".h5", ".hdf5", ".hdf", ".nc", ".h5ad"), "HDF5"),
+        **dict.fromkeys(HDF5_SUFFIXES, "HDF5"),
         **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet"),
         **dict.fromkeys((".pt", ".pth", ".ckpt"), "a file of torch.save"),
         **dict.fromkeys((".pkl", ".pickle", ".joblib"), "a Python pickle"),
@@ -70,6 +74,31 @@ _BY_SUFFIX: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 _IN_ZIP: Final = (("xl/", "a spreadsheet"), ("word/", "a Word document"), ("data.pkl", "a file of torch.save"))
+
+
+_HDF5: Final = b"\x89HDF\r\n\x1a\n"
+_FIRST_USER_BLOCK: Final = 512
+
+
+def is_hdf5(path: Path) -> bool:
+    """Say whether a file is HDF5: by its first bytes, or those behind a block that a user put before them."""
+    try:
+        status = SYSTEM.stat(path)
+        if not S_ISREG(status.st_mode):
+            return False
+        with open_to_read(path, buffering=0) as file:
+            start = 0
+            while start < status.st_size:
+                file.seek(start)
+                if file.read(len(_HDF5)) == _HDF5:
+                    return True
+                # Only where the name says so too: anything may stand there in other files.
+                if path.suffix.lower() not in HDF5_SUFFIXES:
+                    return False
+                start = 2 * start or _FIRST_USER_BLOCK
+    except (OSError, ValueError):  # whoever opens it next tells
+        pass
+    return False
 
 
 def sniff(head: bytes) -> str | None:

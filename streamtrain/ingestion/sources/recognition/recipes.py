@@ -8,9 +8,7 @@ from typing import Final
 
 _PYTHON: Final = "in Python, "
 _LINES: Final[dict[str, str]] = {
-    "HDF5": 'import h5py, streamtrain as st; st.ingest({{"x": h5py.File({path})["NAME"]}}, "data.zarr")',
-    "NetCDF 3": "import xarray; numpy.save({npy}, xarray.open_dataset({path})['NAME'])",
-    "Zarr": 'import zarr, streamtrain as st; st.ingest({{"x": zarr.open({path})["NAME"]}}, "data.zarr")',
+    "NetCDF 3": "import numpy, xarray; numpy.save({npy}, xarray.open_dataset({path})['NAME'])",
     "Arrow IPC": "import pyarrow.feather, streamtrain as st; "
     'st.ingest(pyarrow.feather.read_table({path}), "data.zarr")',
     "ORC": "import pyarrow.orc, pyarrow.parquet; "
@@ -27,7 +25,7 @@ _LINES: Final[dict[str, str]] = {
     'st.ingest(safetensors.numpy.load_file({path}), "data.zarr")',
     "a file of torch.save": "import numpy, torch; "
     "numpy.save({npy}, torch.load({path}, weights_only=True).numpy(force=True))",
-    "a Python pickle": "load it where it was made, since it can run any code, and numpy.save({npy}, x)",
+    "a Python pickle": "load it where it was made, since it can run any code, and import numpy; numpy.save({npy}, x)",
 }
 _IMAGE: Final = (
     "import numpy, pathlib, PIL.Image; paths = sorted(pathlib.Path({folder}).glob({pattern})); "
@@ -45,6 +43,7 @@ _COMMANDS: Final[dict[str, str]] = {
     "text": "mv {path} {stem}.csv",
     "a .npy array": "mv {path} {stem}.npy",
     "Parquet": "mv {path} {stem}.parquet",
+    "HDF5": "write or download {path} again: it does not begin like HDF5",
 }
 
 

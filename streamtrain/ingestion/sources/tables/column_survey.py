@@ -31,7 +31,7 @@ from streamtrain.ingestion.sources.tables.arrow import (
     without_dictionary,
 )
 from streamtrain.ingestion.sources.tables.foreign_forms import foreign_form, other_form
-from streamtrain.system.units import format_bytes
+from streamtrain.system.units import counted, format_bytes
 
 MAX_CLASSES: Final = 100_000
 
@@ -385,11 +385,12 @@ def check_no_missing(
     if not bad:
         return
     column = next((column for column in bad if column.is_label), bad[0])
-    what = "labels" if column.is_label else "values"
-    others = f"; {len(bad) - 1} more columns have some too" if len(bad) > 1 else ""
+    what = counted(column.n_missing, "label" if column.is_label else "value")
+    what += " is empty" if column.n_missing == 1 else " are empty"
+    others = f"; {counted(len(bad) - 1, 'more column has', 'more columns have')} some too" if len(bad) > 1 else ""
     shown = ", ".join(places(column.missing_rows)) + (", ..." if column.n_missing > len(column.missing_rows) else "")
     raise UnfitColumns(
-        f"{column.n_missing:,} {what} are empty, NaN or infinite in column {column.name!r}{others}",
+        f"{what}, NaN or infinite in column {column.name!r}{others}",
         where=shown,
         why="Nothing is imputed",
         fix=Fix(

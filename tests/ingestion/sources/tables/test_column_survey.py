@@ -78,7 +78,7 @@ def test_an_empty_or_blank_label_is_missing(tmp_path: Path, way: str, empty: str
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_empty_label_beside_numbers_is_missing(tmp_path: Path, way: str) -> None:
-    with pytest.raises(InputError, match="1 labels are empty"):
+    with pytest.raises(InputError, match="1 label is empty"):
         ingest(write(tmp_path, way, ["0", "1", "", "1"]), tmp_path / "d.zarr")
 
 
@@ -128,10 +128,10 @@ def test_beside_numbers_alone_a_quoted_mark_is_a_missing_number(tmp_path: Path, 
 def test_a_quoted_mark_among_features_is_missing(tmp_path: Path) -> None:
     for value in ("NA", "", " ", "null"):
         (tmp_path / "t.csv").write_text(f'"a","b"\n"1","2.5"\n"{value}","2"\n')
-        with pytest.raises(InputError, match=r"t.csv:3: 1 values are empty, NaN or infinite in column 'a'"):
+        with pytest.raises(InputError, match=r"t.csv:3: 1 value is empty, NaN or infinite in column 'a'"):
             streamtrain.ingest(tmp_path / "t.csv", tmp_path / "d.zarr")
     (tmp_path / "t.csv").write_text('a,kind\n1,"NA"\nNA,"DE"\n')
-    with pytest.raises(InputError, match=r"t.csv:3: 1 values are empty, NaN or infinite in column 'a'"):
+    with pytest.raises(InputError, match=r"t.csv:3: 1 value is empty, NaN or infinite in column 'a'"):
         ingest(tmp_path / "t.csv", tmp_path / "d.zarr", classes=["NA", "DE"])
 
 

@@ -119,7 +119,7 @@ def test_where_counts_lines_not_records(tmp_path: Path) -> None:
         ("a,b,y\n1,2,3\n4,five,6\n", r"t\.csv:3: column 'b' holds 'five', which is not a number"),
         ("a,b,y\n1,2,3\n4,'5,6\n", r"t\.csv:3: column 'b' holds \"'5\""),
         ("a,b,y\n1;5,2,3\n", r"t\.csv:2: column 'a' holds '1;5'"),
-        ("a,b,y\n1,2,3\n4,,6\n4,5,6\n,5,6\n4,NaN,6\n", r"t\.csv:5: 1 values are empty.*column 'a'; 1 more columns"),
+        ("a,b,y\n1,2,3\n4,,6\n4,5,6\n,5,6\n4,NaN,6\n", r"t\.csv:5: 1 value is empty.*column 'a'; 1 more column has"),
         ("a,b,y\n1,2,3\n4,,6\n4,nan,6\n4,inf,6\n", r"t\.csv:3, .*t\.csv:4, .*t\.csv:5: 3 values are empty, NaN or inf"),
         ("a,b,y\n1,2,\n4,,6\n1,2,NA\n", r"t\.csv:2, .*t\.csv:4: 2 labels are empty"),
         ("a,b,y\n" + "1,2,\n" * 9, r"t\.csv:6, \.\.\.: 9 labels are empty"),

@@ -73,7 +73,7 @@ def test_what_a_frame_cannot_hold_is_refused_by_its_row(tmp_path: Path) -> None:
     long = pa.table({"a": pa.array([Decimal("0.5"), Decimal("0.12345678901234567890123")], pa.decimal128(30, 23))})
     for table, message in (
         (long, "the Table row 1: column 'a' holds 0.12345678901234567890123, which float64 rounds to"),
-        (pa.table({"b": COLUMNS["b"], "a": [1, None, 3]}), "the Table row 1: 1 values are empty"),
+        (pa.table({"b": COLUMNS["b"], "a": [1, None, 3]}), "the Table row 1: 1 value is empty"),
         (pa.table(COLUMNS), "column 'k' is string, which is not supported"),
     ):
         with pytest.raises(InputError, match=message):

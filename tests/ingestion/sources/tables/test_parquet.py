@@ -142,12 +142,12 @@ def test_number_labels(tmp_path: Path, read_all: Callable[..., Any], labels: Any
     [
         (
             {"a": [1.0, None, 2.0], "y": [1, 2, 3]},
-            r"t\.parquet row 1: 1 values are empty, NaN or infinite in column 'a'",
+            r"t\.parquet row 1: 1 value is empty, NaN or infinite in column 'a'",
         ),
         ({"a": [1, None, None], "y": [1, 2, 3]}, r"row 1, .* row 2: 2 values"),
         ({"a": [1.0, np.nan, np.inf], "y": [1, 2, 3]}, "2 values"),
-        ({"a": [1, 2, 3], "y": ["p", None, "q"]}, r"row 1: 1 labels are empty"),
-        ({"a": [1, 2, 3], "y": [1.0, 2.0, np.nan]}, r"row 2: 1 labels are empty"),
+        ({"a": [1, 2, 3], "y": ["p", None, "q"]}, r"row 1: 1 label is empty"),
+        ({"a": [1, 2, 3], "y": [1.0, 2.0, np.nan]}, r"row 2: 1 label is empty"),
         ({"a": [[1], [2, 3], []], "y": [1, 2, 3]}, r"column 'a' is list<.*not supported"),
         ({"a": [{"b": 1}] * 3, "y": [1, 2, 3]}, r"column 'a' is struct<"),
         ({"a": pa.array([1, 2, 3], pa.timestamp("s")), "y": [1, 2, 3]}, r"column 'a' is timestamp"),

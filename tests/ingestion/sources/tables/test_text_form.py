@@ -129,7 +129,7 @@ def test_marks_of_ones_own_are_missing_and_the_usual_ones_are_not(
     path.write_text(written([names, *rows_of(n_columns, ("NA", "null", "?"))], ","))
     for marks in ((), ("?",), ("-999", "?")):
         if marks:
-            with pytest.raises(InputError, match=r"t\.csv:4: 1 labels are empty.* in column 'y'"):
+            with pytest.raises(InputError, match=r"t\.csv:4: 1 label is empty.* in column 'y'"):
                 read(read_all, path, na_values=marks)
         else:
             assert read(read_all, path, na_values=marks)[1].classes == ("?", "NA", "null")
@@ -137,7 +137,7 @@ def test_marks_of_ones_own_are_missing_and_the_usual_ones_are_not(
     rows[1][1] = "-999"
     path.write_text(written([names, *rows], ","))
     assert read(read_all, path)[0]["x"][1, 1] == -999
-    with pytest.raises(InputError, match=r"t\.csv:3: 1 values are empty, NaN or infinite in column 'c1'"):
+    with pytest.raises(InputError, match=r"t\.csv:3: 1 value is empty, NaN or infinite in column 'c1'"):
         read(read_all, path, na_values=("-999",))
 
 

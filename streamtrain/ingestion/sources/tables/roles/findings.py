@@ -26,6 +26,7 @@ from streamtrain.ingestion.sources.tables.roles.choice import TableRoles, choose
 from streamtrain.ingestion.sources.tables.roles.numbers import FLOAT64, is_number_type, missing_text, read_numbers
 from streamtrain.ingestion.sources.tables.roles.reader import TableBatch, TableReader
 from streamtrain.ingestion.sources.tables.roles.rows import missing_labels
+from streamtrain.system.units import counted
 
 _MOST_DISTINCT: Final = 20_000
 _ROWS_A_CATEGORY: Final = 20
@@ -129,7 +130,7 @@ class Findings:
             if said and (self._role(each) not in ("categorical",) or not each.is_number):
                 yield f"{each.name}: {', '.join(said)}"
         if self.n_unlabelled:
-            yield f"{', '.join(self.roles.labels)}: {self.n_unlabelled:,} labels missing"
+            yield f"{', '.join(self.roles.labels)}: {counted(self.n_unlabelled, 'label')} missing"
 
     def _held(self, each: _Finding) -> Iterator[str]:
         if self._is_empty(each):
