@@ -42,6 +42,7 @@ _WRITING: Final = "Writing"
 
 @command(
     "ingest",
+    first=(_LABELS, _TABLES, _TEXT, _ARRAYS, _SPLITS, _STORAGE, _WRITING),
     examples=(
         "streamtrain ingest flights.csv flights --label-column arr_delay --auto --split val=0.1,test=0.1",
         "streamtrain ingest x.npy digits --labels y.npy --task classification",
