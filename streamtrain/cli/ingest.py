@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -43,6 +42,7 @@ _WRITING: Final = "Writing"
 
 @command(
     "ingest",
+    first=(_LABELS, _TABLES, _TEXT, _ARRAYS, _SPLITS, _STORAGE, _WRITING),
     examples=(
         "streamtrain ingest flights.csv flights --label-column arr_delay --auto --split val=0.1,test=0.1",
         "streamtrain ingest x.npy digits --labels y.npy --task classification",
@@ -168,8 +168,8 @@ def ingest_command(
 ) -> None:
     """Turn raw files into a dataset at DEST, which must not exist without --overwrite, --append or --resume.
 
-    SRC are files of one kind, or a folder of them: .npy, .npz, idx, HDF5, NetCDF4, CSV, TSV, Parquet, raw binary, tar;
-    or a Zarr directory; or a folder of images, or of folders of them, one for each class.
+    SRC are files of one kind, or a folder of them: .npy, .npz, idx, HDF5, NetCDF4, CSV, TSV, Parquet, tar, raw binary;
+    a Zarr directory; a folder of images, or of folders of them, one for each class.
     """
     from streamtrain.ingestion.ingest import ingest
     from streamtrain.store.split_root import read_splits
@@ -214,9 +214,8 @@ def _print_found(as_json: bool, source: str | list[str], dest: str, options: dic
     result: dict[str, Any] = {
         "samples": found.n_samples,
         "fields": {
-            field.name: {"dtype": field.dtype.name, "shape": field.shape}
-            | ({"encoded": {"check": field.encoded.check}} if field.encoded else {})
-            for field in found.fields
+            field.name: {"dtype": field.dtype.name, "shape": field.shape, **({"encoded": {}} if field.encoded else {})}
+            for field in found.own_fields
         },
         "classes": found.classes,
         "bytes": found.n_bytes,
@@ -248,14 +247,15 @@ def _fact_text(value: object) -> str:
     return str(value)
 
 
-def _fields_text(fields: dict[str, Any], images: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """Write fields for people; of images, what they are as far as it is known."""
-    return ", ".join(
-        f"{name} {field['dtype']} {field['shape']}"
-        if "encoded" not in field
-        else f"{name} ({images.get(name) or 'images'})"
-        for name, field in fields.items()
-    )
+def _fields_text(fields: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_field_text(field)}" for name, field in fields.items())
+
+
+def _field_text(field: dict[str, Any]) -> str:
+    if "encoded" not in field:
+        return f"{field['dtype']} {field['shape']}"
+    kinds = field["encoded"].get("media", {})
+    return f"images ({', '.join(f'{name} {count:,}' for name, count in kinds.items())})" if kinds else "images"
 
 
 def _doubt_of_task(dataset: Dataset) -> str | None:
@@ -357,9 +357,8 @@ def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
 
 
 def _text(result: dict[str, Any], dataset: Dataset) -> str:
-    images = {name: dataset.manifest.statistics[name].images for name in result["fields"]}
     lines = [
-        f"{result['dataset']}: {counted(result['samples'], 'sample')} of {_fields_text(result['fields'], images)}",
+        f"{result['dataset']}: {counted(result['samples'], 'sample')} of {_fields_text(result['fields'])}",
         f"{format_bytes(result['bytes'])} stored in {format_bytes(result['stored_bytes'])} ({result['codec']}), "
         f"{counted(result['blocks'], 'block')} of {counted(result['block_rows'], 'sample')} "
         f"({format_bytes(result['block_bytes'])}), "

@@ -278,7 +278,7 @@ class TrainOptions:
     )
     normalize: str = _option(
         "auto",
-        "auto: (x - mean) / std of inputs; imagenet; none.",
+        "auto, imagenet or none.",
         "Data",
         metavar="WAY",
         type=Choice(["auto", "imagenet", "none"]),

@@ -22,6 +22,7 @@ class FoundData:
     """What an ingest finds."""
 
     fields: tuple[Field, ...]
+    own_fields: tuple[Field, ...]  # without the lengths of images
     n_samples: int | None  # None where only reading tells
     sources: tuple[dict[str, Any], ...]
     classes: tuple[str, ...] | None
@@ -66,6 +67,7 @@ def find(
         sizes_for_request(layout, opened, stream, request)
     return FoundData(
         fields=opened.fields,
+        own_fields=opened.fields if layout is None else layout.own_fields,
         n_samples=opened.n_samples,
         sources=opened.provenance,
         classes=opened.classes,

@@ -294,3 +294,40 @@ def images_in_tar_files(w: World) -> None:
     w.refuses("ingest a.tar g.zarr")
     packed()
     w.works("ingest a.tar g.zarr")
+
+
+_LABELS = "ingestion/sources/images/label_table.py:"
+
+
+@world(
+    f"{_LABELS}open_labelled_folder: label_key='file' names the column of file names, and label_column=",
+    f"{_LABELS}open_labelled_folder: leave labels= out, or put all images into one folder",
+    f"{_LABELS}_values: did you mean {{}}?",
+    f"{_LABELS}_values: label_key='file' names the column of file names, and label_column=",
+    f"{_LABELS}_values: label them, or move them out of the folder",
+    f"{_LABELS}_note: give the folder of the labelled images, or leave the row out",
+    f"{_LABELS}_note: leave one of the rows out",
+    f"{_LABELS}_note: label it, or leave it out of both",
+)
+def labels_of_images(w: World) -> None:
+    Path("in").mkdir()
+    for i in range(4):
+        (Path("in") / f"{i}.jpg").write_bytes(encoded(pixels_of(i)))
+
+    def labelled(*rows: str) -> None:
+        Path("labels.csv").write_text("\n".join(["file,kind", *rows]) + "\n")
+
+    right = [f"{i}.jpg,{i % 2}" for i in range(4)]
+    labelled(*right)
+    w.refuses("ingest in a.zarr --labels labels.csv --label-column kind")
+    ingest = "ingest in a.zarr --labels labels.csv --label-key file --label-column kind"
+    assert "'kind'" in w.refuses("ingest in a.zarr --labels labels.csv --label-key file --label-column kinds")
+    w.refuses("ingest in a.zarr --labels labels.csv --label-key zzzzzzzz --label-column kind")
+    for rows in (right[:3], [*right, "9.jpg,0"], [*right, "0.jpg,1"], [*right[:3], "3.jpg,"]):
+        labelled(*rows)
+        w.refuses(ingest)
+    labelled(*right)
+    w.works(ingest)
+    class_folders(Path("classes"), 2)
+    w.refuses("ingest classes b.zarr --labels labels.csv --label-key file --label-column kind")
+    w.works("ingest classes b.zarr")

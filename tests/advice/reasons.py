@@ -101,7 +101,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "needs a disk that fails to read": (
         "ingestion/sources/input_files.py:check_file: copy it to another disk",
-        "ingestion/sources/registry.py:_listed: copy it to another disk",
+        "ingestion/sources/recognition/folders.py:files_in: copy it to another disk",
         "store/byte_ranges.py:unreadable: restore it from a copy, or ingest again",
         "store/writing/journal.py:read_journal: restore it from a copy, or ingest again",
         "training/run/checkpoint.py:_unreadable: train again",

@@ -280,7 +280,7 @@ def arrays_without_names(w: World) -> None:
 
 
 @world(
-    f"{_REGISTRY}_listed: give the folder that holds the data files",
+    "ingestion/sources/recognition/folders.py:files_in: give the folder that holds the data files",
 )
 def folders_without_files(w: World) -> None:
     Path("data/a").mkdir(parents=True)

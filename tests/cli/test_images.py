@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,26 @@ def test_compare_takes_images(stored: Path, tmp_path: Path, capsys: pytest.Captu
     words = ["compare", stored, "--model", "cnn", "--images", "16", "--rules", "batch", "--optimizers", "adam"]
     assert _main(*words, "--epochs", "1", "--batch-size", "8", "--out", tmp_path / "c") == 0
     assert _main(*words, "--normalize", "imagenet", "--out", tmp_path / "e") == 2
+
+
+def test_a_folder_of_images_is_stored_before_it_is_predicted(
+    run: Path, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("predict", "evaluate"):
+        assert _main(command, run, stored.parent / "in") == 2
+        told = capsys.readouterr().err
+        assert f"streamtrain ingest {stored.parent / 'in'} stored.zarr" in told
+    assert _main("ingest", stored.parent / "in", "stored.zarr") == 0
+    assert _main("predict", run, "stored.zarr") == 0
+
+
+def test_tables_are_ingested_without_pillow(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,0\n2,1\n")
+    code = (
+        "import sys, streamtrain as st; "
+        f"st.ingest({str(tmp_path / 'a.csv')!r}, {str(tmp_path / 'd')!r}, label_column='y'); "
+        "print(sorted({'PIL', 'h5py', 'torch'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

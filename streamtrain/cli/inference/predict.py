@@ -16,6 +16,7 @@ from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.request import source_options
 from streamtrain.ingestion.rows import open_rows
 from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.images.class_folders import image_folder_of
 from streamtrain.models.forward import check_autocast
 from streamtrain.store.dataset import Dataset, open_dataset, open_preferred
 from streamtrain.store.schema.columns import TEXT_FORM, Schema
@@ -82,9 +83,9 @@ def run_predict(
 ) -> None:
     """Predict as the command line says, and print the first rows or what was written."""
     refuse_swapped("predict", run, sources)
+    _check_out(out, sources, overwrite=overwrite, as_json=as_json)
     set_threads(None)
     limit_heap_growth()
-    _check_out(out, sources, overwrite=overwrite, as_json=as_json)
     options = PredictOptions.of(
         probabilities=probabilities,
         batch_size=batch_size,
@@ -188,6 +189,9 @@ def opened_data(
             raise UsageError("--labels with a dataset", why="Its labels are a field of it", fix="leave it out")
         named = split is not None or not preferred
         return open_dataset(first, split=split) if named else open_preferred(first, *preferred)
+    if image_folder_of([first] if len(sources) == 1 else []) is not None:
+        what = "a folder of images, which is looked through and stored before a model sees it"
+        raise UsageError(what, where=sources[0], fix=command_line(["streamtrain", "ingest", sources[0], "stored.zarr"]))
     if split is not None:
         raise UsageError("--split with raw files", why="It names one of the datasets of an ingest", fix="leave it out")
     source: Any = list(sources) if len(sources) > 1 else sources[0]

@@ -41,7 +41,7 @@ from streamtrain.ingestion.sources.indexed.torch_data import (
 )
 from streamtrain.ingestion.sources.input_files import check_distinct, check_file, look_up, refuse_options
 from streamtrain.ingestion.sources.iterables import IterableSource
-from streamtrain.ingestion.sources.recognition.folders import check_no_labels_among, folder_of_folders
+from streamtrain.ingestion.sources.recognition.folders import check_no_labels_among, files_in
 from streamtrain.ingestion.sources.recognition.formats import RAW, FileFormat, check_content, format_of
 from streamtrain.ingestion.sources.sparse import is_sparse
 from streamtrain.ingestion.sources.tables import frames
@@ -63,8 +63,7 @@ from streamtrain.store.dataset import Dataset
 from streamtrain.store.reads.other_zarr import is_zarr
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.arguments import a_kind
-from streamtrain.system.files import local_path, names_in
-from streamtrain.system.refusals import read_failure
+from streamtrain.system.files import local_path
 
 _CHOOSING: Final = (Argument("columns"), " and ", Argument("label_column"), " choose")
 
@@ -280,27 +279,11 @@ def _files_of(source: object) -> list[Path] | None:
     paths = _paths_in(source)
     if paths is None or image_folder_of(paths) is not None:
         return None
-    return [file for path in paths for file in (_listed(path) if _is_list(path) else [path])]
+    return [file for path in paths for file in (files_in(path) if _is_list(path) else [path])]
 
 
 def _is_list(path: Path) -> bool:
     return S_ISDIR(look_up(path).st_mode) and not is_zarr(path)
-
-
-def _listed(folder: Path) -> list[Path]:
-    """List the files of a folder by name, but those that start with a dot or underscore, as other tools do."""
-    try:
-        names = names_in(folder)
-    except OSError as error:
-        what = "the folder is not readable"
-        raise read_failure(error, folder, InputError, "copy it to another disk", what=what) from error
-    entries = [folder / name for name in names if not name.startswith((".", "_"))]
-    if not entries:
-        raise InputError("no files in the folder", where=str(folder), fix="give the folder that holds the data files")
-    inner = [entry.name for entry in entries if S_ISDIR(look_up(entry).st_mode)]
-    if inner:
-        raise folder_of_folders(folder, inner)
-    return entries
 
 
 def _check_one_kind(files: Sequence[Path], families: Sequence[FileFormat]) -> None:

@@ -21,6 +21,7 @@ MEDIA: Final[Mapping[str, str]] = MappingProxyType(
 )
 """What Pillow calls a format, and its media type; an MPO is a JPEG with further ones behind it, as phones take them."""
 
+_FORMATS: Final = ("JPEG", "PNG", "WEBP")
 _ORIENTATION: Final = 0x0112
 _TURNED: Final = 5
 """Orientations from here on swap width and height."""
@@ -47,7 +48,7 @@ def pillow_version() -> str:
 
 def open_image(data: bytes | memoryview) -> Image:
     """Read an image's header; whatever Pillow raises is passed on."""
-    found: Image = pillow().open(io.BytesIO(data), formats=tuple(MEDIA))
+    found: Image = pillow().open(io.BytesIO(data), formats=_FORMATS)
     return found
 
 

@@ -14,7 +14,7 @@ import pytest
 from privileges import without_privileges
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources import registry
+from streamtrain.ingestion.sources.recognition import formats
 from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions
 from streamtrain.ingestion.sources.input_files import changed
 from streamtrain.ingestion.sources.registry import open_source
@@ -178,7 +178,7 @@ def install(monkeypatch: pytest.MonkeyPatch, plugin: type[Plugin]) -> None:
         assert group == "streamtrain.sources"
         return [plugin] if name in (None, "ones") else []
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(formats, "entry_points", entry_points)
 
 
 def test_entry_points_read_suffixes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

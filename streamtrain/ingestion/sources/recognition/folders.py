@@ -5,13 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from stat import S_ISDIR
 
 from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import Source
 from streamtrain.ingestion.sources.combine import name_of
+from streamtrain.ingestion.sources.input_files import look_up
 from streamtrain.ingestion.sources.recognition.content import kind_of
 from streamtrain.ingestion.sources.recognition.recipes import class_folders_recipe
 from streamtrain.system.files import names_in
+from streamtrain.system.refusals import read_failure
+
+
+def files_in(folder: Path) -> list[Path]:
+    """List the files of a folder by name, but those that start with a dot or underscore, as other tools do."""
+    try:
+        names = names_in(folder)
+    except OSError as error:
+        what = "the folder is not readable"
+        raise read_failure(error, folder, InputError, "copy it to another disk", what=what) from error
+    entries = [folder / name for name in names if not name.startswith((".", "_"))]
+    if not entries:
+        raise InputError("no files in the folder", where=str(folder), fix="give the folder that holds the data files")
+    inner = [entry.name for entry in entries if S_ISDIR(look_up(entry).st_mode)]
+    if inner:
+        raise folder_of_folders(folder, inner)
+    return entries
 
 
 def folder_of_folders(folder: Path, inner: Sequence[str]) -> InputError:

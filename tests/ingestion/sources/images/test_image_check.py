@@ -97,3 +97,12 @@ def test_images_share_the_room_to_decode_in() -> None:
     with room.room((10, 6), "a"), room.room((10, 4), "b"):
         assert room._free == 0
     assert room._free == room.n_bytes
+
+
+def test_a_phone_s_picture_with_another_behind_it_is_a_jpeg() -> None:
+    out = io.BytesIO()
+    first, second = (Image.fromarray(pixels_of(i)) for i in range(2))
+    first.save(out, "MPO", save_all=True, append_images=[second])
+    found = ImageCheck(ImageOptions(), 10**8).stored(out.getvalue(), "here")
+    assert found == out.getvalue()
+    assert found.measures.media == "image/jpeg"
