@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,9 +58,14 @@ def h5py() -> Any:
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """Open a file for reading; what the library says of it becomes an error with its name."""
+    with _refusing(path), h5py().File(path, "r") as file:
+        yield file
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
     try:
-        with h5py().File(path, "r") as file:
-            yield file
+        yield
     except StreamtrainError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
@@ -103,6 +108,7 @@ class Hdf5Array(StoredArray):
                 self._codec = _codec_of(dataset, dtype, grid.chunks)
                 self.offset = None if self.is_chunked else dataset.id.get_offset()
         self._table: npt.NDArray[Any] = np.empty(0, _PLACE)
+        self._dataset: Any = None  # while it is held open
 
     def locate(self) -> None:
         """Read where the chunks lie; those that were never written are absent."""
@@ -164,11 +170,26 @@ class Hdf5Array(StoredArray):
         sides = (part.stop - part.start for part in self.grid.box(index))
         return any(side < chunk for side, chunk in zip(sides, self.grid.chunks, strict=True))
 
+    @contextmanager
+    def held_open(self) -> Iterator[None]:
+        """Hold the file open where its chunks are read through the library."""
+        if self._codec is not None:
+            yield
+            return
+        with opened(self.path) as file:
+            self._dataset = file[self.name]
+            try:
+                yield
+            finally:
+                self._dataset = None
+
     def _through_library(self, index: Index) -> npt.NDArray[Any]:
         box = self.grid.box(index)
-        with opened(self.path) as file:
-            found = np.empty([part.stop - part.start for part in box], self.dtype)
-            file[self.name].read_direct(found, box)
+        found = np.empty([part.stop - part.start for part in box], self.dtype)
+        with nullcontext() if self._dataset is not None else opened(self.path) as file:
+            dataset = self._dataset if file is None else file[self.name]
+            with _refusing(self.path):
+                dataset.read_direct(found, box)
         return found
 
 

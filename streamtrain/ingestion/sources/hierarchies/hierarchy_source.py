@@ -148,6 +148,8 @@ class HierarchySource(Source):
             check_room(self._folder, self._plans)
         most = max(plan.n_workers for plan in self._plans)
         with ExitStack() as stack:
+            for plan in self._plans:
+                stack.enter_context(plan.column.array.held_open())
             pool = stack.enter_context(ThreadPoolExecutor(most, thread_name_prefix="streamtrain-ingest"))
             runs = [stack.enter_context(closing(self._slabs(plan, pool))) for plan in self._plans]
             for rows in align_streams(runs):
