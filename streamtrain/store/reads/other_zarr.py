@@ -56,7 +56,14 @@ class UnreadableZarr:
 
 
 def is_zarr(folder: Path) -> bool:
-    """Say whether a folder is a Zarr array or group."""
+    """Say whether a folder is a Zarr array or group; whoever opens one that cannot be looked into tells why."""
+    try:
+        return _is_node(folder)
+    except OSError:
+        return False
+
+
+def _is_node(folder: Path) -> bool:
     return is_folder(folder) and any(is_regular(folder / name) for name in NODES)
 
 
@@ -69,6 +76,8 @@ def arrays_in(root: Path) -> Iterator[OtherZarrArray | UnreadableZarr]:
             continue
         try:
             yield _described(folder, name)
+        except PermissionError:
+            raise
         # zarr raises errors of many kinds for metadata that it does not like.
         except Exception as error:
             yield UnreadableZarr(name=name, folder=folder, why=first_line(error))
@@ -84,7 +93,7 @@ def _nodes(folder: Path, name: str, seen: set[tuple[int, int]], depth: int) -> I
         yield folder, name or "/"
         return
     for inner in sorted(names_in(folder)):
-        if is_zarr(folder / inner):
+        if _is_node(folder / inner):
             yield from _nodes(folder / inner, f"{name}/{inner}", seen, depth + 1)
 
 

@@ -12,6 +12,7 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
+from privileges import without_privileges
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 import streamtrain as st
@@ -189,6 +190,17 @@ def test_a_codec_that_is_not_known_is_not_run(tmp_path: Path, codec: str) -> Non
     metadata(tmp_path / "x", filters=[{"id": codec, "dtype": "|i1"}])
     with pytest.raises(InputError):
         open_source(tmp_path / "x")
+
+
+@pytest.mark.parametrize("hidden", ["x/zarr.json", "x/c", "x/c/0/0/0/0", "x"])
+def test_what_may_not_be_read(tmp_path: Path, hidden: str, read_all: ReadAll) -> None:
+    path = write(tmp_path / "a.zarr")
+    (path / hidden).chmod(0)
+    try:
+        with without_privileges(), pytest.raises(InputError, match=r"Permission denied.*give this user the permission"):
+            read_all(open_source(path, options=SourceOptions(fields={"x": "/x"})))
+    finally:
+        (path / hidden).chmod(0o755)
 
 
 def test_a_folder_of_files_is_none_of_zarr(tmp_path: Path) -> None:
