@@ -122,11 +122,15 @@ def _described(folder: Path, name: str) -> OtherZarrArray:
         array = zarr.open_array(LocalStore(folder, read_only=True), mode="r")
     metadata: Any = array.metadata
     told: dict[str, Any] = metadata.to_dict()
-    dtype = np.dtype(metadata.dtype.to_native_dtype())
+    dtype = np.dtype(array.dtype)
     is_v2 = told["zarr_format"] == 2
     codecs = _codecs_of_v2(told) if is_v2 else tuple(told["codecs"])
     shard, index_codecs, at_end = None, (), True
-    chunks = tuple(metadata.chunk_grid.chunk_shape) if not is_v2 else tuple(metadata.chunks)
+    of_v2 = {"name": "regular", "configuration": {"chunk_shape": told.get("chunks")}}
+    grid: dict[str, Any] = of_v2 if is_v2 else told["chunk_grid"]
+    if grid["name"] != "regular":
+        raise ValueError(f"its grid of chunks is {grid['name']!r}")
+    chunks = tuple(int(length) for length in grid["configuration"]["chunk_shape"])
     if codecs and codecs[0].get("name") == "sharding_indexed":
         inner = codecs[0]["configuration"]
         shard, chunks = chunks, tuple(inner["chunk_shape"])
