@@ -99,7 +99,10 @@ class Hdf5Array(StoredArray):
         self.is_chunked = dataset.chunks is not None
         self.unfit = unfit or _unfit(dataset, where)
         self.is_elsewhere = _is_elsewhere(dataset)
-        self.attributes, self.is_coordinate = _attributes(dataset)
+        try:
+            self.attributes, self.is_coordinate = _attributes(dataset)
+        except InputError as error:  # of an array that nobody may want
+            self.unfit = self.unfit or error
         self._codec: ChunkCodec | None = None
         if self.unfit is None:
             self.fill = dataset.fillvalue
@@ -291,7 +294,12 @@ def _attribute(dataset: Any, name: str) -> Any:
     if math.prod(held.shape or ()) > _MOST_ATTRIBUTE:
         what = f"its attribute {name} has {math.prod(held.shape):,} values"
         raise InputError(what, where=f"{dataset.file.filename} {dataset.name}", fix="correct the attribute")
-    value = dataset.attrs[name]
+    where = f"{dataset.file.filename} {dataset.name}"
+    try:
+        value = dataset.attrs[name]
+    except (OSError, TypeError, ValueError) as error:
+        what = f"its attribute {name} is not readable: {first_line(error)}"
+        raise InputError(what, where=where, fix="correct the attribute") from error
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
