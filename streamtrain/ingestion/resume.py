@@ -77,7 +77,7 @@ def check_outside(path: Path, source: Source) -> None:
                 if file.is_relative_to(folder.resolve()):
                     fix = "give a destination elsewhere"
                     raise InputError("a source lies inside the destination", where=str(file), fix=fix)
-                if folder.resolve().is_relative_to(file):
+                if "folders" in entry and folder.resolve().is_relative_to(file):
                     fix = "give a destination elsewhere"
                     raise UsageError("the destination lies inside a source", where=str(file), fix=fix)
 

@@ -110,7 +110,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "training/run/run_folder.py:_read_scores: another checkpoint=",
         "training/run/checkpoint.py:_is_there: train again",
         "training/run/checkpoint.py:_identity: train again",
-        "ingestion/sources/input_files.py:open_bytes: copy it to another disk",
+        "ingestion/sources/input_files.py:reading: copy it to another disk",
         "ingestion/sources/tables/parquet.py:reading_parquet: copy it to another disk",
     ),
     "needs a plug-in that is installed": (

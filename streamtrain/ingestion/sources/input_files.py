@@ -10,7 +10,7 @@ import difflib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
@@ -97,12 +97,12 @@ def provenance_of(path: Path, kind: str, **facts: object) -> tuple[dict[str, Any
 def folders_status(root: Path, folders: Iterable[str]) -> tuple[int, int]:
     """Add up the bytes of all files in some folders below a root, and find when the last of them was written."""
     n_bytes, mtime_ns = 0, 0
-    for folder in folders:
-        for parent, _, names in walk(root / folder):
-            for name in names:
-                status = status_of(Path(parent) / name)
-                n_bytes += 0 if status is None else status.st_size
-                mtime_ns = max(mtime_ns, 0 if status is None else status.st_mtime_ns)
+    paths = (Path(parent) / name for folder in folders for parent, _, names in walk(root / folder) for name in names)
+    with reading(root):
+        for path in paths:
+            status = status_of(path)
+            n_bytes += 0 if status is None else status.st_size
+            mtime_ns = max(mtime_ns, 0 if status is None else status.st_mtime_ns)
     return n_bytes, mtime_ns
 
 
@@ -197,11 +197,16 @@ def first_bytes(path: Path, n_bytes: int) -> bytes:
         return file.read(n_bytes)
 
 
+def reading(path: Path) -> AbstractContextManager[None]:
+    """Turn what the system says to the reading of a path, or of what is in it, into an error that names it."""
+    return translate_read_errors(path, InputError, _ELSEWHERE)
+
+
 @contextmanager
 def open_bytes(path: Path, *, buffering: int = -1) -> Iterator[BinaryIO]:
     """Open a file for reading in order; what the system says to its reading becomes an error that names it."""
     with (
-        translate_read_errors(path, InputError, _ELSEWHERE),
+        reading(path),
         open_to_read(path, buffering=buffering) as file,
     ):
         yield file

@@ -56,7 +56,14 @@ class UnreadableZarr:
 
 
 def is_zarr(folder: Path) -> bool:
-    """Say whether a folder is a Zarr array or group."""
+    """Say whether a folder is a Zarr array or group; whoever opens one that cannot be looked into tells why."""
+    try:
+        return _is_node(folder)
+    except OSError:
+        return False
+
+
+def _is_node(folder: Path) -> bool:
     return is_folder(folder) and any(is_regular(folder / name) for name in NODES)
 
 
@@ -69,6 +76,8 @@ def arrays_in(root: Path) -> Iterator[OtherZarrArray | UnreadableZarr]:
             continue
         try:
             yield _described(folder, name)
+        except PermissionError:
+            raise
         # zarr raises errors of many kinds for metadata that it does not like.
         except Exception as error:
             yield UnreadableZarr(name=name, folder=folder, why=first_line(error))
@@ -84,7 +93,7 @@ def _nodes(folder: Path, name: str, seen: set[tuple[int, int]], depth: int) -> I
         yield folder, name or "/"
         return
     for inner in sorted(names_in(folder)):
-        if is_zarr(folder / inner):
+        if _is_node(folder / inner):
             yield from _nodes(folder / inner, f"{name}/{inner}", seen, depth + 1)
 
 
@@ -113,11 +122,15 @@ def _described(folder: Path, name: str) -> OtherZarrArray:
         array = zarr.open_array(LocalStore(folder, read_only=True), mode="r")
     metadata: Any = array.metadata
     told: dict[str, Any] = metadata.to_dict()
-    dtype = np.dtype(metadata.dtype.to_native_dtype())
+    dtype = np.dtype(array.dtype)
     is_v2 = told["zarr_format"] == 2
     codecs = _codecs_of_v2(told) if is_v2 else tuple(told["codecs"])
     shard, index_codecs, at_end = None, (), True
-    chunks = tuple(metadata.chunk_grid.chunk_shape) if not is_v2 else tuple(metadata.chunks)
+    of_v2 = {"name": "regular", "configuration": {"chunk_shape": told.get("chunks")}}
+    grid: dict[str, Any] = of_v2 if is_v2 else told["chunk_grid"]
+    if grid["name"] != "regular":
+        raise ValueError(f"its grid of chunks is {grid['name']!r}")
+    chunks = tuple(int(length) for length in grid["configuration"]["chunk_shape"])
     if codecs and codecs[0].get("name") == "sharding_indexed":
         inner = codecs[0]["configuration"]
         shard, chunks = chunks, tuple(inner["chunk_shape"])

@@ -14,9 +14,9 @@ import pytest
 from privileges import without_privileges
 
 from streamtrain.errors import InputError, UsageError
-from streamtrain.ingestion.sources.recognition import formats
 from streamtrain.ingestion.sources.base import Rows, Source, SourceOptions
 from streamtrain.ingestion.sources.input_files import changed
+from streamtrain.ingestion.sources.recognition import formats
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.store.layout import Field
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,11 +90,20 @@ def longest_arrays(arrays: Sequence[StoredArray], options: SourceOptions, *, whe
     if alike is not None:
         what = f"{alike.name} is like those of the longest axis, but for its {alike.grid.shape[0]:,} rows"
         raise _undecided(fit, what, where)
+    largest = max(map(_size, chosen))
+    larger = next((other for other in others if _size(other) > largest), None)
+    if larger is not None:
+        what = f"{larger.name} holds more than those of the longest axis, {n_rows:,} rows"
+        raise _undecided(fit, what, where)
     left_out = [array for array in arrays if array.grid.shape and array not in chosen]
     return FieldChoice(
         arrays={_field_name(array): array for array in chosen},
         left_out=tuple(array.name for array in left_out[:_N_LEFT_OUT]),
     )
+
+
+def _size(array: StoredArray) -> int:
+    return math.prod(array.grid.shape)
 
 
 def _is_alike(array: StoredArray, other: StoredArray) -> bool:

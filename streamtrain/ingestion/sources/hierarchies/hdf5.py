@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,9 +58,14 @@ def h5py() -> Any:
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """Open a file for reading; what the library says of it becomes an error with its name."""
+    with _refusing(path), h5py().File(path, "r") as file:
+        yield file
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
     try:
-        with h5py().File(path, "r") as file:
-            yield file
+        yield
     except StreamtrainError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
@@ -94,7 +99,10 @@ class Hdf5Array(StoredArray):
         self.is_chunked = dataset.chunks is not None
         self.unfit = unfit or _unfit(dataset, where)
         self.is_elsewhere = _is_elsewhere(dataset)
-        self.attributes, self.is_coordinate = _attributes(dataset)
+        try:
+            self.attributes, self.is_coordinate = _attributes(dataset)
+        except InputError as error:  # of an array that nobody may want
+            self.unfit = self.unfit or error
         self._codec: ChunkCodec | None = None
         if self.unfit is None:
             self.fill = dataset.fillvalue
@@ -103,6 +111,7 @@ class Hdf5Array(StoredArray):
                 self._codec = _codec_of(dataset, dtype, grid.chunks)
                 self.offset = None if self.is_chunked else dataset.id.get_offset()
         self._table: npt.NDArray[Any] = np.empty(0, _PLACE)
+        self._dataset: Any = None  # while it is held open
 
     def locate(self) -> None:
         """Read where the chunks lie; those that were never written are absent."""
@@ -164,11 +173,26 @@ class Hdf5Array(StoredArray):
         sides = (part.stop - part.start for part in self.grid.box(index))
         return any(side < chunk for side, chunk in zip(sides, self.grid.chunks, strict=True))
 
+    @contextmanager
+    def held_open(self) -> Iterator[None]:
+        """Hold the file open where its chunks are read through the library."""
+        if self._codec is not None:
+            yield
+            return
+        with opened(self.path) as file:
+            self._dataset = file[self.name]
+            try:
+                yield
+            finally:
+                self._dataset = None
+
     def _through_library(self, index: Index) -> npt.NDArray[Any]:
         box = self.grid.box(index)
-        with opened(self.path) as file:
-            found = np.empty([part.stop - part.start for part in box], self.dtype)
-            file[self.name].read_direct(found, box)
+        found = np.empty([part.stop - part.start for part in box], self.dtype)
+        with nullcontext() if self._dataset is not None else opened(self.path) as file:
+            dataset = self._dataset if file is None else file[self.name]
+            with _refusing(self.path):
+                dataset.read_direct(found, box)
         return found
 
 
@@ -270,7 +294,12 @@ def _attribute(dataset: Any, name: str) -> Any:
     if math.prod(held.shape or ()) > _MOST_ATTRIBUTE:
         what = f"its attribute {name} has {math.prod(held.shape):,} values"
         raise InputError(what, where=f"{dataset.file.filename} {dataset.name}", fix="correct the attribute")
-    value = dataset.attrs[name]
+    where = f"{dataset.file.filename} {dataset.name}"
+    try:
+        value = dataset.attrs[name]
+    except (OSError, TypeError, ValueError) as error:
+        what = f"its attribute {name} is not readable: {first_line(error)}"
+        raise InputError(what, where=where, fix="correct the attribute") from error
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

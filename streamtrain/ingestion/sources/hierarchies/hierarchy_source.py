@@ -90,15 +90,13 @@ class HierarchySource(Source):
         value = np.empty((1,), column.field.dtype)
         is_missing = column.decoding.decode(np.full((1,), array.fill, array.dtype), value) is not None
         is_nan = is_missing or value[0] != value[0]
+        verb, of_all = "is" if array.n_missing == 1 else "are", f"of {array.grid.n_chunks:,} chunks"
         if is_nan and not (self._keeps_nan and column.field.dtype.kind == "f"):
-            raise InputError(
-                f"{array.n_missing:,} of {array.grid.n_chunks:,} chunks are absent, and stand for missing values",
-                where=array.where,
-                fix=Fix("write them; or keep missing values as NaN: ", Argument("nan", "keep")),
-            )
-        n_chunks = f"{array.n_missing:,} of {array.grid.n_chunks:,} chunks of {array.name}"
+            what = f"{array.n_missing:,} {of_all} {verb} absent, for missing values"
+            fix = Fix("write them; or keep missing values as NaN: ", Argument("nan", "keep"))
+            raise InputError(what, where=array.where, fix=fix)
         read_as = "NaN" if is_nan else format_value(value[0].item())
-        return f"{self.path}: {n_chunks} are absent and read as {read_as}"
+        return f"{self.path}: {array.n_missing:,} {of_all} of {array.name} {verb} absent and read as {read_as}"
 
     def _over_disk(self, plan: SlabPlan) -> str:
         if plan.over_disk is None:
@@ -148,6 +146,8 @@ class HierarchySource(Source):
             check_room(self._folder, self._plans)
         most = max(plan.n_workers for plan in self._plans)
         with ExitStack() as stack:
+            for plan in self._plans:
+                stack.enter_context(plan.column.array.held_open())
             pool = stack.enter_context(ThreadPoolExecutor(most, thread_name_prefix="streamtrain-ingest"))
             runs = [stack.enter_context(closing(self._slabs(plan, pool))) for plan in self._plans]
             for rows in align_streams(runs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -138,6 +139,10 @@ class StoredArray(ABC):
     @abstractmethod
     def locate(self) -> None:
         """Find where its chunks lie, and count those that are absent."""
+
+    def held_open(self) -> AbstractContextManager[None]:
+        """Hold open, while many chunks are decoded, what would be opened for each of them; by default nothing."""
+        return nullcontext()
 
     @abstractmethod
     def chunk(self, index: Index) -> npt.NDArray[Any] | None:

@@ -22,7 +22,7 @@ from streamtrain.ingestion.sources.hierarchies.stored_array import (
     StoredArray,
     unfit_shape,
 )
-from streamtrain.ingestion.sources.input_files import read_range
+from streamtrain.ingestion.sources.input_files import read_range, reading
 from streamtrain.store.reads.other_zarr import OtherZarrArray, UnreadableZarr, arrays_in
 from streamtrain.system.files import status_of
 
@@ -57,6 +57,10 @@ class ZarrArray(StoredArray):
 
     def locate(self) -> None:
         """Look up the files of the chunks, or read the index of every shard."""
+        with reading(self.path):
+            self._locate()
+
+    def _locate(self) -> None:
         table = np.full(self.grid.counts, ABSENT, _PLACE)
         for number in range(self._files.n_chunks):
             index = self._files.index(number)
@@ -134,7 +138,8 @@ class UnreadableArray(StoredArray):
 
 def arrays_of(root: Path) -> list[StoredArray]:
     """List the arrays of a Zarr directory."""
-    return list(_made(root))
+    with reading(root):
+        return list(_made(root))
 
 
 def _made(root: Path) -> Iterator[StoredArray]:

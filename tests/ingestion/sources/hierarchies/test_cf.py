@@ -183,6 +183,15 @@ def test_time_is_refused_unless_it_is_named_as_a_date(
         assert np.array_equal(read_all(open_source(path, options=options))["when"], expected / length)
 
 
+def test_attributes_of_arrays_that_nobody_wants_do_not_matter(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.h5", np.arange(6), scale_factor=np.ones(300))
+    with h5py.File(path, "a") as file:
+        file["wanted"] = np.arange(6.0)
+    assert [field.name for field in open_source(path).fields] == ["wanted"]
+    with pytest.raises(InputError, match="its attribute scale_factor has 300 values"):
+        open_source(path, options=SourceOptions(fields={"x": "/x"}))
+
+
 def test_another_calendar_has_other_days(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.h5", np.arange(3), units="days since 2000-01-01", calendar="360_day")
     with pytest.raises(InputError, match="its calendar is '360_day'"):

@@ -142,6 +142,7 @@ def test_without_names_all_arrays_of_the_longest_axis_are_taken(tmp_path: Path) 
     ("arrays", "what"),
     [
         ({"x_train": X, "x_test": X[:9]}, "/x_test is like those of the longest axis, but for its 9 rows"),
+        ({"t2m": X[:9], "mask": np.ones((12, 4))}, "/t2m holds more than those of the longest axis, 12 rows"),
         ({"a/x": X, "b/x": X}, "2 arrays are called 'x'"),
         ({"name": 3.0}, "no array of numbers has an axis of samples"),
     ],

@@ -12,6 +12,7 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
+from privileges import without_privileges
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 import streamtrain as st
@@ -35,6 +36,7 @@ CODECS: dict[str, tuple[int, dict[str, Any]]] = {
     "v2 bz2": (2, {"compressors": numcodecs.BZ2()}),
     "v2 shuffle": (2, {"compressors": numcodecs.Zstd(), "filters": [numcodecs.Shuffle(4)]}),
     "v2 Fortran": (2, {"compressors": numcodecs.Zstd(), "order": "F"}),
+    "v2 big": (2, {"dtype": ">f4"}),
     "v2 slashes": (2, {"chunk_key_encoding": {"name": "v2", "separator": "/"}}),
     "v3 none": (3, {"compressors": None}),
     "v3 blosc": (3, {"compressors": BloscCodec(cname="lz4", shuffle="bitshuffle")}),
@@ -50,7 +52,7 @@ CODECS: dict[str, tuple[int, dict[str, Any]]] = {
 
 def write(path: Path, zarr_format: Any = 3, **options: Any) -> Path:
     group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
-    group.create_array("x", shape=X.shape, dtype="f4", **{"chunks": (30, 2, 2, 3), **options})[:] = X
+    group.create_array("x", shape=X.shape, **{"chunks": (30, 2, 2, 3), "dtype": "f4", **options})[:] = X
     group.create_array("y", data=Y, chunks=(50,))
     return path
 
@@ -96,7 +98,7 @@ def test_groups_in_groups(tmp_path: Path, read_all: ReadAll) -> None:
 def test_absent_chunks_are_counted(tmp_path: Path, shards: Any) -> None:
     x = zarr.create_array(tmp_path / "x", shape=(40, 6), chunks=(10, 3), shards=shards, dtype="f4", fill_value=np.nan)
     x[:10] = 1
-    with pytest.raises(InputError, match="6 of 8 chunks are absent, and stand for missing values"):
+    with pytest.raises(InputError, match="6 of 8 chunks are absent, for missing values"):
         st.ingest(tmp_path / "x", tmp_path / "d.zarr", progress=False)
     said: list[str] = []
     dataset = st.ingest(tmp_path / "x", tmp_path / "d.zarr", progress=False, nan="keep", say=said.append)
@@ -189,6 +191,17 @@ def test_a_codec_that_is_not_known_is_not_run(tmp_path: Path, codec: str) -> Non
     metadata(tmp_path / "x", filters=[{"id": codec, "dtype": "|i1"}])
     with pytest.raises(InputError):
         open_source(tmp_path / "x")
+
+
+@pytest.mark.parametrize("hidden", ["x/zarr.json", "x/c", "x/c/0/0/0/0", "x"])
+def test_what_may_not_be_read(tmp_path: Path, hidden: str, read_all: ReadAll) -> None:
+    path = write(tmp_path / "a.zarr")
+    (path / hidden).chmod(0)
+    try:
+        with without_privileges(), pytest.raises(InputError, match=r"Permission denied.*give this user the permission"):
+            read_all(open_source(path, options=SourceOptions(fields={"x": "/x"})))
+    finally:
+        (path / hidden).chmod(0o755)
 
 
 def test_a_folder_of_files_is_none_of_zarr(tmp_path: Path) -> None:
