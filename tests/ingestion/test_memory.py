@@ -45,7 +45,6 @@ def items():
         yield {"x": np.full((1000, 1000), start % 256, np.uint8), "y": np.arange(1000)}
 
 def chunks():
-    import dask.array as da
     return da.arange(2000 * 50_000, chunks=2000 * 1000, dtype=np.float32).reshape(50_000, 2000)
 
 data = {"items": items, "dask": chunks}
@@ -59,6 +58,8 @@ def noted(*args, **kwargs):
 request.solve_ingest = noted
 
 source, dest, budget, codec = sys.argv[1:]
+if source == "dask":
+    import dask.array as da  # the user's import, and of all that is installed beside it
 streamtrain.ingest({"x": np.arange(9.0)}, tempfile.mkdtemp(dir=dest) + "/first", codec="lz4")  # imports all there is
 peak = base = anonymous()
 done = threading.Event()

@@ -77,8 +77,8 @@ def open_source(source: object, *, labels: object = None, options: SourceOptions
     """
     if labels is None:
         return _with_clear_names(_open(source, options), options)
-    folder, tables = image_folder_of(_paths_in(source) or []), readers_of(labels, NO_OPTIONS)
-    if folder is not None and tables is not None:
+    folder = image_folder_of(_paths_in(source) or [])
+    if folder is not None and (tables := readers_of(labels, NO_OPTIONS)) is not None:
         return open_labelled_folder(folder, tables, options)
     own, label_options = _split_options(source, labels, options)
     check_distinct([*(_files_of(source) or ()), *(_files_of(labels) or ())])
