@@ -127,7 +127,6 @@ def note(text: str) -> None:
 
 _OPTIONS: Final = {
     "checkpoint": "out",
-    "decode": "images",
     "every": "schedule-every",
     "max_epochs": "epochs",
     "model_args": "model-arg",
@@ -170,9 +169,10 @@ def _for_a_shell(part: Argument | Call) -> str:
         return command_line(["streamtrain", part.name, part.path, *(f"--{flag}" for flag in part.flags)])
     if part.name in PYTHON_ONLY:
         return f"{part} in Python"
-    option = f"--{option_name(part.name)}"
     if part.name == "decode" and isinstance(part.value, dict):
-        return f"{option} {next(iter(part.value.values())).size}"
+        # Of fields of images; an ingest's is a word.
+        return " ".join(["--images", *(str(how.size) for how in list(part.value.values())[:1])])
+    option = f"--{option_name(part.name)}"
     if part.n_bytes is not None:
         return f"{option} {megabytes(part.n_bytes)}"
     if part.off:
