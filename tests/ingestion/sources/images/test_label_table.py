@@ -57,8 +57,8 @@ def test_labels_in_no_order_are_not_guessed(folder: Path, tmp_path: Path) -> Non
     lines = "file,kind\n" + "".join(f"{i}.jpg,{i}\n" for i in range(6))
     with pytest.raises(UsageError, match="says by name whose they are"):
         _ingest(folder, lines, label_key=None)
-    with pytest.raises(InputError, match="no column 'fle'"):
-        _ingest(folder, lines, label_key="fle")
+    with pytest.raises(InputError, match="no column 'phile'"):
+        _ingest(folder, lines, label_key="phile")
     class_folders(tmp_path / "classes", 2)
     with pytest.raises(UsageError, match="folders of classes"):
         _ingest(tmp_path / "classes", lines)
