@@ -350,6 +350,11 @@ TORCH = {
     "one of arrays": (Stream(X[0], X[1], X[2]), {}, {"x": X[:3]}),
     "one of numbers": (Stream(*X[:, 0].tolist()), {}, {"x": X[:, 0].astype(np.float64)}),
     "one with fields": (Stream((X[0], 7, 1)), {"fields": {"x": 0, "y": 2}}, {"x": X[:1], "y": np.array([1])}),
+    "one with names": (
+        Stream(*((X[0], row, f"name {row}") for row in range(12))),
+        {"fields": {"x": 0, "y": 1}},
+        {"x": X[[0] * 12], "y": np.arange(12)},
+    ),
     "one of many": (Stream(*((X[0], row) for row in range(2500))), {}, {"x": X[[0] * 2500], "y": np.arange(2500)}),
     "a generator": (iter(Runs()), {}, {"x": X, "y": Y}),
 }

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RELIEF: Final = ("#3b528b", "#4c7ba6", "#6aa3bb", "#9bc6cb", "#cfe3dc", "#f7f7ee")
-"""From low to high, even steps of lightness, so that it reads in grey as well."""
+"""From low to high, even steps of lightness, so that it reads in gray as well."""
 _HALO: Final = "#fefefe"
 """White on a page of either kind."""
 _MOST_SHADES: Final = 12

@@ -15,8 +15,10 @@ from PIL import Image
 
 import streamtrain as st
 from streamtrain.errors import BudgetError, DamagedSample, UsageError
+from streamtrain.loader.decode.image_dataset import with_images
 from streamtrain.loader.decode.images import crop_of, decode_into
 from streamtrain.loader.device.transfer import Placement
+from streamtrain.loader.quarantine import first_rows
 from tests.support.images import class_folders, encoded, pixels_of
 
 Batches = list[tuple[torch.Tensor, torch.Tensor, list[int]]]
@@ -50,8 +52,8 @@ def test_batches_are_images_of_one_size_channels_last_without_a_copy(dataset: st
     assert batch._fields == ("image", "y")
     assert (batch.image.shape, batch.image.dtype) == ((16, 3, 20, 20), torch.uint8)
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
-    grey = _batches(dataset, decode={"image": st.Images(20, mode="L")})[0][0]
-    assert grey.shape == (16, 1, 20, 20)
+    gray = _batches(dataset, decode={"image": st.Images(20, mode="L")})[0][0]
+    assert gray.shape == (16, 1, 20, 20)
 
 
 def test_a_center_crop_is_that_of_pillow(dataset: st.Dataset) -> None:
@@ -260,3 +262,20 @@ def test_its_block_can_be_left_out(spoilt: st.Dataset) -> None:
     start, stop = spoilt.layout.block_range(45 // spoilt.layout.block_rows)
     second = {sample for _, _, samples in found[-8:] for sample in samples}
     assert second == set(range(120)) - set(range(start, stop))
+
+
+def test_a_sample_read_by_its_number_is_named_too(spoilt: st.Dataset) -> None:
+    seen = with_images(spoilt, {"image": st.Images(16)})
+    reads = (
+        lambda: seen[40:50],
+        lambda: seen[45],
+        lambda: seen[-75],
+        lambda: list(seen),
+        lambda: seen.__getitems__([45]),
+    )
+    for read in reads:
+        with pytest.raises(DamagedSample, match="sample 45 of field image") as caught:
+            read()
+        assert caught.value.sample == 45
+    stop = spoilt.layout.block_range(45 // spoilt.layout.block_rows)[1]
+    assert len(first_rows(seen, 120, forgiving=True)["image"]) == 120 - stop

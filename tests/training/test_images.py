@@ -101,9 +101,9 @@ def test_a_dataset_seen_with_its_images_decoded(dataset: st.Dataset, tmp_path: P
     again = pickle.loads(pickle.dumps(seen))
     assert isinstance(again, ImageDataset)
     assert (again[2]["image"] == rows["image"][2]).all()
-    grey = with_images(seen, {"image": st.Images(12, mode="L")})
-    assert grey.stats("image").mean.shape == (1,)
-    assert abs(grey.stats("image").mean[0] - grey[:]["image"].mean()) < 6
+    gray = with_images(seen, {"image": st.Images(12, mode="L")})
+    assert gray.stats("image").mean.shape == (1,)
+    assert abs(gray.stats("image").mean[0] - gray[:]["image"].mean()) < 6
     pixels = np.stack([np.full((6, 8, 3), level, np.uint8) for level in (0, 10, 20, 30)])
     pixels[..., 1] += 100
     dense = with_images(st.ingest({"image": pixels}, tmp_path / "dense"), {"image": st.Images(6)})

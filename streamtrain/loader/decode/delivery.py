@@ -180,7 +180,7 @@ class ImageGather:
             except (MemoryError, UsageError):
                 raise
             except Exception as error:  # a hostile file makes Pillow raise anything
-                damage = self._damaged(sample, error)
+                damage = damaged_sample(self._dataset, self._field.name, sample, error)
                 if self._forgive is None:
                     raise damage from error
                 self._forgive(damage)
@@ -198,16 +198,18 @@ class ImageGather:
         block = stored[self._place][first : first + self._block_rows].view(np.uint8)
         decode_into(target, block[start:end].data, self._how, key)
 
-    def _damaged(self, sample: int, error: Exception) -> DamagedSample:
-        layout, block = self._dataset.layout, sample // self._block_rows
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return DamagedSample(
-            f"sample {sample} of field {self._field.name} (block {block}) is not an image that decodes",
-            where=str(self._dataset.shard_path(self._field.name, block // layout.shard_blocks)),
-            why=f"{told:.200}. Its bytes are those that were stored",
-            fix=RESTORE,
-            field=self._field.name,
-            block=block,
-            sample=sample,
-            samples=layout.block_range(block),
-        )
+
+def damaged_sample(dataset: Dataset, name: str, sample: int, error: Exception) -> DamagedSample:
+    """Say of a sample that its bytes are as they were stored, and no image that decodes."""
+    layout, block = dataset.layout, sample // dataset.layout.block_rows
+    told = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DamagedSample(
+        f"sample {sample} of field {name} (block {block}) is not an image that decodes",
+        where=str(dataset.shard_path(name, block // layout.shard_blocks)),
+        why=f"{told:.200}. Its bytes are those that were stored",
+        fix=RESTORE,
+        field=name,
+        block=block,
+        sample=sample,
+        samples=layout.block_range(block),
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.loader.decode.delivery import Decode, check_decode, delivered_layout
+from streamtrain.loader.decode.delivery import Decode, check_decode, damaged_sample, delivered_layout
 from streamtrain.loader.decode.images import Images, crop_into, decode_into, images_of
 from streamtrain.store.dataset import Dataset, opened
 from streamtrain.store.layout import Field, Layout
@@ -18,7 +18,7 @@ from streamtrain.store.statistics import FieldStats
 Array = npt.NDArray[Any]
 _MEAN, _STD, _MIN, _MAX = range(4)
 _GREY: Final = np.array([0.299, 0.587, 0.114])
-"""The weights of red, green and blue in grey (ITU-R BT.601)."""
+"""The weights of red, green and blue in gray (ITU-R BT.601)."""
 
 
 class ImageDataset(Dataset):
@@ -54,31 +54,34 @@ class ImageDataset(Dataset):
         return replace(found, features=_grey(channels) if self.decode[field].mode == "L" else channels)
 
     def __getitem__(self, key: int | slice) -> dict[str, Any]:
-        found = super().__getitem__(key)
-        if isinstance(key, slice):
-            return {name: self._images(name, values) for name, values in found.items()}
-        return {name: self._images(name, [values])[0] for name, values in found.items()}
+        found, numbers = super().__getitem__(key), range(len(self))[key]
+        if isinstance(numbers, range):
+            return {name: self._images(name, values, numbers) for name, values in found.items()}
+        return self._decoded_sample(found, numbers)
 
-    def _images(self, name: str, samples: Any) -> Any:
+    def _images(self, name: str, samples: Any, numbers: Sequence[int]) -> Any:
         """Decode some samples of a field, cropped in the middle, (n, channels, height, width)."""
         if name not in self.decode:
             return samples
         how = self.decode[name].centered()
         pixels = np.empty((len(samples), *how.shape), np.uint8)
-        put: Callable[..., None] = crop_into if isinstance(samples[0], np.ndarray) else decode_into
-        for target, sample in zip(pixels, samples, strict=True):
-            put(target, sample, how, 0)
+        for target, sample, number in zip(pixels, samples, numbers, strict=True):
+            put: Callable[..., None] = crop_into if isinstance(sample, np.ndarray) else decode_into
+            try:
+                put(target, sample, how, 0)
+            except Exception as error:  # a hostile file makes Pillow raise anything
+                raise damaged_sample(self, name, number, error) from error
         return pixels.transpose(0, 3, 1, 2)
 
     def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
         """Read samples for torch's ``DataLoader``."""
-        return [self._decoded_sample(sample) for sample in super().__getitems__(keys)]
+        return list(map(self._decoded_sample, super().__getitems__(keys), keys))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self._decoded_sample, super().__iter__())
+        return map(self._decoded_sample, super().__iter__(), range(len(self)))
 
-    def _decoded_sample(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: self._images(name, [value])[0] for name, value in sample.items()}
+    def _decoded_sample(self, sample: Mapping[str, Any], number: int) -> dict[str, Any]:
+        return {name: self._images(name, [value], [number])[0] for name, value in sample.items()}
 
     def __reduce__(self) -> tuple[Callable[..., Dataset], tuple[Any, ...]]:
         """Pickle the place, the id and how images are decoded."""
@@ -145,5 +148,5 @@ def _of_channels(features: Array) -> Array:
 
 
 def _grey(channels: Array) -> Array:
-    """Weigh the channels as grey does; its spread is at most that of them."""
+    """Weigh the channels as gray does; its spread is at most that of them."""
     return np.asarray((channels * _GREY).sum(axis=1, keepdims=True))

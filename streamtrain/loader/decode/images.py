@@ -56,7 +56,7 @@ class Images:
     flip : float
         The share of random crops that are flipped left to right.
     mode : {"RGB", "L"}
-        Three channels, or one of grey.
+        Three channels, or one of gray.
 
     Raises
     ------

@@ -47,7 +47,7 @@ def measure(image: Image, check: Check) -> ImageMeasures:
 
 
 def _figures(image: Image) -> Figures:
-    # A grey image has the same three channels.
+    # A gray image has the same three channels.
     pixels = image if image.mode in ("RGB", "L") else image.convert("RGB")
     counts = np.array(pixels.histogram(), np.int64).reshape(-1, len(_LEVELS))
     n_pixels = image.size[0] * image.size[1]

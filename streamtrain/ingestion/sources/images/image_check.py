@@ -153,9 +153,9 @@ class ImageCheck:
             raise InputError("the image has more than 8 bits a channel", where=where, why=_KEPT, fix=fix)
         if self.options.mode is None and image.mode not in MODES:
             raise InputError(
-                f"the image has mode {image.mode}: {_MODES.get(image.mode, 'neither RGB nor grey')}",
+                f"the image has mode {image.mode}: {_MODES.get(image.mode, 'neither RGB nor gray')}",
                 where=where,
-                why="Images are RGB or grey (L) unless you say what others become",
+                why="Images are RGB or gray (L) unless you say what others become",
                 fix=Fix(Argument("mode", "RGB")),
             )
 
@@ -178,7 +178,7 @@ class ImageCheck:
 _KEPT: Final = "Values above 255 would be cut off where it is decoded"
 _MODES: Final = {
     "RGBA": "it has an alpha channel",
-    "LA": "it is grey with an alpha channel",
+    "LA": "it is gray with an alpha channel",
     "P": "it has a palette",
     "CMYK": "it is meant for print",
     "1": "it is black and white",

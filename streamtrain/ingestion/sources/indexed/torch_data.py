@@ -138,7 +138,9 @@ class StackedSamples(Iterable[Mapping[str, Any]]):
         for number, sample in enumerate(samples):
             where = f"sample {number} of the {self._kind}"
             values = _named(sample, self._options, where, "a sample")
-            arrays = {name: _array(value, where) for name, value in values.items()}
+            # Values that no field is made of may be anything.
+            wanted = set(choose_fields(values, self._options, where=where).values())
+            arrays = {name: _array(value, where) for name, value in values.items() if name in wanted}
             first = arrays if first is None else first
             _check_like(arrays, first, where)
             run.append(arrays)
