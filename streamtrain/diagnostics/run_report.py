@@ -35,6 +35,7 @@ from streamtrain.system.units import (
     format_value,
 )
 from streamtrain.training.best.chosen_checkpoint import ChosenCheckpoint
+from streamtrain.training.inference.saved_run import decode_of_run
 from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.records.kept_scores import BEST
 
@@ -338,7 +339,7 @@ def _shuffle(told: RunRecord, dataset: Dataset) -> list[tuple[str, str]] | str:
             "Not measured: the run's samples came in the order of an earlier release, which this release does not make."
         )
     try:
-        found = plan(dataset, **_order(config))
+        found = plan(dataset, decode=decode_of_run(config), **_order(config))
     except (StreamtrainError, TypeError, ValueError, OverflowError) as error:
         return f"Not measured: {error}"
     quality = _quality(found.quality) if found.quality else [("quality", found.why)]

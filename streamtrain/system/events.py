@@ -32,7 +32,7 @@ class ThreadSeconds:
     """Seconds that threads spent at work, summed over the threads, by kind of work."""
 
     disk: float = 0.0  # reading stored bytes, from the disk or the page cache
-    decode: float = 0.0  # checking and decompressing
+    decode: float = 0.0  # checking and decompressing, and images
     gather: float = 0.0  # collecting samples into batches
     index: float = 0.0  # finding out which sample comes next, and where it is
     transfer: float = 0.0  # copying to a device, beside the training

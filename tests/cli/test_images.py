@@ -71,6 +71,17 @@ def test_evaluate_and_predict_take_the_middle(run: Path, stored: Path, capsys: p
     assert other["loss"] != measured["loss"]
 
 
+def test_its_report_measures_the_shuffle_and_tells_decoding_from_gathering(run: Path) -> None:
+    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in told if line.get("kind") == "epoch"]
+    decode, gather = (sum(line[f"{name}_thread_seconds"] for line in epochs) for name in ("decode", "gather"))
+    assert decode > gather
+    assert _main("report", run, "--out", run / "page.html") == 0
+    page = (run / "page.html").read_text()
+    assert "Not measured" not in page
+    assert "times a full reshuffle" in page
+
+
 def test_a_resumed_run_must_decode_alike(run: Path, stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", stored, "--model", "cnn", "--batch-size", "8", "--out", run, "--resume", "--epochs", "4"]
     assert _main(*words, "--images", "center:16") == 6

@@ -330,7 +330,7 @@ def test_a_regression_has_predictions_by_what_was_true_its_labels_in_bins_and_it
     trainer.fit(data, max_epochs=2, patience=4, val=data, checkpoint=tmp_path / "run", progress=False, **how)
     text = run_page(read_run(tmp_path / "run"))
     assert "<h3>Predicted y by what was true</h3>" in text
-    assert "<h2>Largest mistakes on the validation data, epoch 2</h2>" in text
+    assert "<h2>Largest losses on the validation data, epoch 2</h2>" in text
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     first = scores["mistakes"][0]
     assert first["true"] == rows["y"][first["row"]]

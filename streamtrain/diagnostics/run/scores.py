@@ -193,7 +193,7 @@ def _mistakes(scores: Mapping[str, Any], where: str, label: str) -> Iterator[Pag
     names = ("row", "true", "predicted", "loss")
     table += [[_listed(row.get(name)) for name in names] for row in rows]
     note = "The samples of the largest losses, by their rows in that data, which are counted from 0."
-    yield PageSection(heading=f"Largest mistakes on the {where}", table=table, notes=[note])
+    yield PageSection(heading=f"Largest losses on the {where}", table=table, notes=[note])
 
 
 def _listed(value: object) -> str:
