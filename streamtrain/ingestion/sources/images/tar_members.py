@@ -41,6 +41,16 @@ class TarMember:
     n_bytes: int
 
 
+def name_before(path: Path, offset: int) -> str:
+    """Return the name in the header of the member whose data begins here, as far as a header has room for it."""
+    try:
+        with open_bytes(path, buffering=0) as file:
+            file.seek(offset - BLOCK)
+            return _own_name(file.read(BLOCK))
+    except (InputError, OSError):
+        return ""
+
+
 def tar_members(path: Path) -> Generator[TarMember]:
     """Yield the files of a tar file in order; folders are passed over, and anything else is refused."""
     with open_bytes(path, buffering=1 << 16) as file:

@@ -26,7 +26,7 @@ from streamtrain.ingestion.sources.base import (
 )
 from streamtrain.ingestion.sources.images.class_folders import image_fields
 from streamtrain.ingestion.sources.images.image_check import DEFAULT_MEMORY, ImageCheck
-from streamtrain.ingestion.sources.images.tar_members import TarMember, tar_members
+from streamtrain.ingestion.sources.images.tar_members import TarMember, name_before, tar_members
 from streamtrain.ingestion.sources.input_files import provenance_of, read_range, refuse_options
 from streamtrain.store.layout import Field
 from streamtrain.store.media.encoded import byte_lengths, objects_of
@@ -158,7 +158,9 @@ class WebDataset(Source):
         return np.fromiter(each, np.uint32, self.n_samples)
 
     def where(self, row: int) -> str:
-        return f"{self.path} member {self._numbers[row]}"
+        offsets, _ = next(iter(self._places.values()))
+        name = name_before(self.path, int(offsets[row]))
+        return f"{self.path} member {self._numbers[row]}" + (f", {name!r}" if name else "")
 
     def read(self, start: int, stop: int) -> Rows:
         check_range(start, stop, self.n_samples)

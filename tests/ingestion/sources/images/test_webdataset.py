@@ -191,3 +191,11 @@ def test_mutated_headers_are_refused_or_read_rightly(tmp_path: Path) -> None:
         n_right += 1
         assert found == right
     assert n_right < 40
+
+
+def test_a_bad_image_is_named_as_its_tar_file_names_it(tmp_path: Path) -> None:
+    files = [*_samples(2), ("z/9.jpg", _JPEG[:-40]), ("z/9.cls", b"1")]
+    _with(files)(tmp_path / "a.tar")
+    with pytest.raises(InputError, match="truncated") as caught:
+        st.ingest(tmp_path / "a.tar", tmp_path / "d", progress=False)
+    assert str(caught.value.where) == f"{tmp_path / 'a.tar'} member 4, 'z/9.jpg'"
