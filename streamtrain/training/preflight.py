@@ -356,6 +356,7 @@ def _input_fix(model: nn.Module, batch: TrainingBatch) -> str:
         if x.dtype not in of_model and name not in rescaled
     ]
     if misfits:
-        return Fix(Argument("normalize", "auto"), f", or a transform that casts {', '.join(misfits)}")
+        casts = " and ".join(f"{name}.float()" for name in misfits)
+        return Fix(Argument("normalize", "auto"), f", or a model, or a transform of the loader, that takes {casts}")
     shapes = " and ".join(str(tuple(x.shape[1:])) for x in batch.inputs)
     return f"a model that takes samples of shape {shapes}"

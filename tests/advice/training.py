@@ -209,7 +209,7 @@ def a_loss_that_broadcasts(w: World) -> None:
 
 
 @world(
-    f"{_PREFLIGHT}_input_fix: normalize='auto', or a transform that casts {{}}",
+    f"{_PREFLIGHT}_input_fix: normalize='auto', or a model, or a transform of the loader, that takes {{}}",
     f"{_PREFLIGHT}_input_fix: a model that takes samples of shape {{}}",
 )
 def inputs_that_do_not_fit(w: World) -> None:
