@@ -53,7 +53,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "needs an image of 179 million pixels": ("ingestion/sources/images/image_check.py:_header: make it smaller",),
     "needs a stored image that does not decode; tests/loader/test_images.py makes one": (
-        "loader/decode/delivery.py:ImageGather._damaged: restore it from a copy, or ingest again",
+        "loader/decode/delivery.py:damaged_sample: restore it from a copy, or ingest again",
     ),
     "needs a folder that nobody can read": (
         "ingestion/sources/images/class_folders.py:_listed: copy it to another disk",
