@@ -106,11 +106,11 @@ def format_number(value: float) -> str:
 
     Examples
     --------
-    >>> [format_number(value) for value in (4.0, 1e6, 0.25, 33.1478, 1234.5678)]
-    ['4', '1,000,000', '0.25', '33.15', '1,234.57']
+    >>> [format_number(value) for value in (4.0, -0.0, 1e6, 0.25, 33.1478, 1234.5678)]
+    ['4', '0', '1,000,000', '0.25', '33.15', '1,234.57']
     """
     if _is_whole(value, _MOST_IN_FULL):
-        return f"{value:,.0f}"
+        return f"{int(value):,}"
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.6g}"
 
 
