@@ -10,6 +10,7 @@ from torch import nn
 import streamtrain as st
 from streamtrain.errors import Argument, BudgetError, DatasetError, Fix, UsageError
 from streamtrain.loader.shared_budget import NonLoaderMemory, process_budget_error
+from streamtrain.system.units import parse_bytes
 from streamtrain.training import sized_loaders
 
 
@@ -120,7 +121,7 @@ def test_a_budget_too_small_for_validation_names_its_share_and_what_is_enough(da
     how = {"val": data[1], "max_epochs": 1, "batch_size": 50, "progress": False}
     with pytest.raises(BudgetError, match=r"1/4 for each loader that measures, .* training .* measuring ") as caught:
         new_trainer().fit(data[0], **how, memory="1MB")
-    enough = caught.value.fix.argument("memory").n_bytes
-    new_trainer().fit(data[0], **how, memory=f"{enough}B")
+    enough = caught.value.fix.argument("memory").value
+    new_trainer().fit(data[0], **how, memory=enough)
     with pytest.raises(BudgetError):
-        new_trainer().fit(data[0], **how, memory=f"{enough - 1}B")
+        new_trainer().fit(data[0], **how, memory=parse_bytes(enough) - 1_000_000)

@@ -38,7 +38,7 @@ from streamtrain.training.inference.predicting import (
 from streamtrain.training.inference.predictions import Part
 from streamtrain.training.inference.saved_run import read_run
 from streamtrain.training.inference.writers.columns import columns_of
-from streamtrain.training.inference.writers.target import buffer_bytes, check_target, writer_terms
+from streamtrain.training.inference.writers.target import buffer_bytes, check_target, load_writer, writer_terms
 from streamtrain.training.inference.writers.text import TextWriter
 from streamtrain.training.run.run_folder import is_run
 
@@ -95,6 +95,7 @@ def run_predict(
         say=note,
     )
     narrowed = check_autocast(autocast)
+    load_writer(options.writes)
     with MemoryMeter() as meter:
         loaded = load(run, which, device, model)
         note(as_command_line(loaded.weights))

@@ -37,8 +37,9 @@ def refuse_raw_file(given: str | Path) -> None:
 
 def _holds_images(path: Path) -> bool:
     """Whether a folder holds images and no other files, itself or in the folders of its classes."""
-    if not path.is_dir():
-        return False
-    found = [each for pattern in ("*", "*/*") for each in itertools.islice(path.glob(pattern), _MOST_SEEN)]
-    files = [each for each in found if each.is_file() and not each.name.startswith(".")]
+    try:
+        found = [each for pattern in ("*", "*/*") for each in itertools.islice(path.glob(pattern), _MOST_SEEN)]
+        files = [each for each in found if each.is_file() and not each.name.startswith(".")]
+    except OSError:
+        return False  # whoever opens it as a dataset says why
     return bool(files) and all(each.name.lower().endswith(_IMAGES) for each in files)

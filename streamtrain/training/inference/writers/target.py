@@ -16,6 +16,7 @@ from streamtrain.store.writing.staging import (
     destination_state,
     incomplete,
 )
+from streamtrain.store.zarr_metadata import load_zarr
 from streamtrain.system.files import Files, is_folder, is_there, local_path, status_of
 from streamtrain.system.refusals import translate_os_errors
 from streamtrain.training.inference.predictions import Part, PredictionForm
@@ -51,6 +52,15 @@ def writer_terms(kind: str | None, memory: int) -> dict[str, int]:
         return {}
     encoding = min(_ENCODING_BYTES.get(kind.lower(), 0), memory // _PARTS)
     return {"writer": buffer_bytes(memory)} | ({"encoding": encoding} if encoding else {})
+
+
+def load_writer(kind: str | None) -> None:
+    """Import what writes a kind of file: libraries are no memory of the work."""
+    suffix = (kind or "").lower()
+    if suffix == ".zarr":
+        load_zarr()
+    elif suffix == ".parquet":
+        check_arrow()
 
 
 def check_target(out: str | Path, *, overwrite: bool, sources: Iterable[str] = ()) -> Path:
