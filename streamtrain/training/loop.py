@@ -63,7 +63,7 @@ from streamtrain.training.records.history import EpochSummary
 from streamtrain.training.records.recorder import EpochRecorder, Labels
 from streamtrain.training.run.run_description import ResumableStream, stream_identity, stream_state
 from streamtrain.training.run.run_state import MidEpochState
-from streamtrain.training.step_errors import explain_device, name_bad_samples, name_rate
+from streamtrain.training.step_errors import explain_device, name_bad_samples, name_missing_values, name_rate
 
 _CHECKED_ROWS: Final = 8
 _OF_PASS: Final = ("n_batches", "n_samples")
@@ -328,6 +328,7 @@ class EpochLoop:
             if isinstance(error, DivergedElsewhere | ToldByRank):
                 raise
             name_bad_samples(error, self._learner, batch, last_batch_samples(stream))
+            name_missing_values(error, stream.dataset, batch.fields)
             raise
 
     def measure(
