@@ -60,7 +60,7 @@ def test_missing_values_are_counted_in_text(raw: Path, capsys: pytest.CaptureFix
     assert main(["info", str(raw / "n.zarr")]) == 0
     assert "missing  2 NaN in x" in capsys.readouterr().out
     assert main(["ingest", str(raw / "x.npy"), str(raw / "d.zarr")]) == 0
-    assert "missing" not in capsys.readouterr().out
+    assert "missing " not in capsys.readouterr().out
 
 
 def test_raw_binary(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
