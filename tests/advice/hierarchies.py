@@ -98,8 +98,8 @@ def attributes_that_make_no_sense(w: World) -> None:
 
 
 @world(
-    f"{_SOURCE}HierarchySource._decode: leave such rows out; or keep missing values as NaN: nan='keep'",
-    f"{_SOURCE}HierarchySource._decode: leave such rows out of every array",
+    f"{_SOURCE}HierarchySource._decode: {{}}; or keep them as NaN: nan='keep'",
+    f"{_SOURCE}HierarchySource._decode: leave such rows out: {{}}",
 )
 def missing_values(w: World) -> None:
     attributes(_FillValue=np.int16(4))

@@ -113,6 +113,11 @@ class Hdf5Array(StoredArray):
         self._table: npt.NDArray[Any] = np.empty(0, _PLACE)
         self._dataset: Any = None  # while it is held open
 
+    def dimension(self) -> str | None:
+        with opened(self.path) as file:
+            scales = list(file[self.name].dims[0].values())
+            return str(scales[0].name).rpartition("/")[2] if scales else None
+
     def locate(self) -> None:
         """Read where the chunks lie; those that were never written are absent."""
         n_bytes = look_up(self.path).st_size

@@ -93,7 +93,7 @@ class HierarchySource(Source):
         verb, of_all = "is" if array.n_missing == 1 else "are", f"of {array.grid.n_chunks:,} chunks"
         if is_nan and not (self._keeps_nan and column.field.dtype.kind == "f"):
             what = f"{array.n_missing:,} {of_all} {verb} absent, for missing values"
-            fix = Fix("write them; or keep missing values as NaN: ", Argument("nan", "keep"))
+            fix = Fix("write them", "; or keep missing values as NaN: ", Argument("nan", "keep"))
             raise InputError(what, where=array.where, fix=fix)
         read_as = "NaN" if is_nan else format_value(value[0].item())
         return f"{self.path}: {array.n_missing:,} {of_all} of {array.name} {verb} absent and read as {read_as}"
@@ -132,9 +132,21 @@ class HierarchySource(Source):
             return
         what, where = f"a value of {column.array.name} is missing, by its attributes", self.where(first_row + missing)
         if column.field.dtype.kind != "f":
-            raise InputError(what, where=where, fix="leave such rows out of every array")
-        fix = Fix("leave such rows out; or keep missing values as NaN: ", Argument("nan", "keep"))
-        raise InputError(what, where=where, fix=fix)
+            raise InputError(what, where=where, fix=f"leave such rows out: {self._without_missing(column.array)}")
+        without = f"leave such rows out: {self._without_missing(column.array)}"
+        raise InputError(what, where=where, fix=Fix(without, "; or keep them as NaN: ", Argument("nan", "keep")))
+
+    def _without_missing(self, array: StoredArray) -> str:
+        """Return the line of xarray that writes the file again without rows in which an array has no value."""
+        name, dimension = array.name.strip("/"), array.dimension()
+        if dimension is None or "/" in name:
+            return "write the file again without them"
+        read, write = "open_dataset", "to_netcdf('whole.nc')"
+        if self.provenance[0]["format"] == "zarr":
+            # Codecs of the one version are none of the other's.
+            version = 3 if (array.path / "zarr.json").exists() else 2
+            read, write = "open_zarr", f"to_zarr('whole.zarr', zarr_format={version})"
+        return f"xarray.{read}({str(self.path)!r}).dropna({dimension!r}, subset=[{name!r}]).{write}"
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
         """Yield views of slabs, cut where they are longer than ``max_bytes``."""
