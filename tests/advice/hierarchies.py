@@ -84,6 +84,17 @@ def dates_that_are_none(w: World) -> None:
     ingest("a.h5", fields={"x": "/x", "day": "/day"}, dates="day")
 
 
+@world("ingestion/rows.py:_remedy: write it as the training data was written")
+def inputs_that_count_time_only_in_new_data(w: World) -> None:
+    h5(x=X, y=Y)
+    w.works("ingest a.h5 d.zarr")
+    w.works("train d.zarr --model linear --epochs 1 --out run --memory 16MB --batch-size 20")
+    h5(lambda file: file.create_dataset("x", data=X).attrs.update(units="days since 2000-01-01"))
+    w.refuses("predict run a.h5")
+    h5(x=X)
+    w.works("predict run a.h5")
+
+
 @world(
     f"{_CF}_refuse: correct the attribute, or take the values as stored: decode='raw'",
     f"{_HDF5}_attribute: correct the attribute",

@@ -147,7 +147,8 @@ def _float_for(stored: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _refuse(array: StoredArray, what: str) -> InputError:
-    return InputError(what, where=array.where, fix=Fix("correct the attribute, or take the values as stored: ", RAW))
+    fix = Fix("correct the attribute", ", or take the values as stored: ", RAW)
+    return InputError(what, where=array.where, fix=fix)
 
 
 def _number(array: StoredArray, name: str) -> float | None:

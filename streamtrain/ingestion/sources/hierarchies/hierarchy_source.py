@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
@@ -252,6 +252,19 @@ def probe_zarr(path: Path, options: SourceOptions) -> HierarchySource:
     n_bytes, mtime_ns = folders_status(path, folders)
     provenance = {"format": "zarr", "path": str(path), "bytes": n_bytes, "mtime_ns": mtime_ns, "folders": folders}
     return _located(path, choice, options, provenance, stored_bytes=n_bytes)
+
+
+def present_arrays(path: Path, names: Collection[str], *, is_zarr: bool) -> set[str]:
+    """Return which of some arrays a file or directory has."""
+    listed = {array.name for array in (zarr_arrays.arrays_of(path) if is_zarr else hdf5.arrays_of(path))}
+    return {name for name in names if name in listed or (not is_zarr and _is_linked(path, name))}
+
+
+def _is_linked(path: Path, name: str) -> bool:
+    try:
+        return hdf5.array_at(path, name) is not None
+    except InputError:
+        return False
 
 
 def _check_options(path: Path, kind: str, options: SourceOptions) -> None:
