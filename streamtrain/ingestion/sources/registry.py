@@ -348,7 +348,7 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
         check_content(file, family)
     reader = families[0].reader
     if families[0].is_hierarchy:
-        _check_no_roles(options, f"{families[0].name} files", but=("nan", "dates"))
+        _check_no_roles(options, f"{families[0].name} files", but=("nan", "dates", "id_column", "weight_column"))
     else:
         refuse_options(files[0], families[0].name, options, "decode", "sample_axis")
     if reader is None and not families[0].is_hierarchy:

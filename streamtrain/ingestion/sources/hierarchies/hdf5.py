@@ -217,8 +217,10 @@ def _dtype_of(dataset: Any, where: str) -> tuple[np.dtype[Any], InputError | Non
         fix = "pad the rows to one length, or iterate over the file and yield arrays"
     elif library.check_ref_dtype(dtype) is not None:
         what, fix = "it holds references, not numbers", "name what they refer to"
-    elif dtype.names is not None or dtype.kind == "c":
-        what = f"it is compound: {', '.join(dtype.names or ('real', 'imaginary'))}"
+    elif dtype.kind == "c":
+        what, fix = "its numbers are complex", "store their real and imaginary parts as two datasets"
+    elif dtype.names is not None:
+        what = f"it is compound: {', '.join(dtype.names)}"
         fix = "store each member as a dataset of its own"
     elif dtype.subdtype is not None:
         what, fix = "its elements are arrays", "store them as further axes"

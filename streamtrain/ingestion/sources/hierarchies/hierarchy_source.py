@@ -27,7 +27,13 @@ from streamtrain.ingestion.sources.base import (
 )
 from streamtrain.ingestion.sources.hierarchies import hdf5, zarr_arrays
 from streamtrain.ingestion.sources.hierarchies.cf import PIECE_BYTES, decoding_of
-from streamtrain.ingestion.sources.hierarchies.field_choice import FieldChoice, Find, longest_arrays, named_arrays
+from streamtrain.ingestion.sources.hierarchies.field_choice import (
+    FieldChoice,
+    Find,
+    longest_arrays,
+    named_arrays,
+    refuse_columns,
+)
 from streamtrain.ingestion.sources.hierarchies.over_disk import RowsOverDisk, check_room
 from streamtrain.ingestion.sources.hierarchies.slab_plan import (
     DEFAULT_MEMORY,
@@ -231,7 +237,9 @@ def _of_ranges(columns: Sequence[Column], n_workers: int) -> ReadingMemory:
 def _left_out(path: Path, choice: FieldChoice) -> tuple[str, ...]:
     if not choice.left_out:
         return ()
-    return (f"{path}: left out {', '.join(choice.left_out)}; fields that are named can take them",)
+    told = [f"{name} ({why})" for name, why in choice.left_out.items()]
+    told += [f"{choice.n_more:,} more"] if choice.n_more else []
+    return (f"{path}: left out {', '.join(told)}",)
 
 
 def probe_hdf5(path: Path, options: SourceOptions) -> HierarchySource:
@@ -239,6 +247,7 @@ def probe_hdf5(path: Path, options: SourceOptions) -> HierarchySource:
     _check_options(path, "HDF5", options)
     provenance = provenance_of(path, "hdf5")[0]
     arrays = hdf5.arrays_of(path)
+    refuse_columns(arrays, "HDF5", options, where=str(path))
     choice = _chosen(path, arrays, partial(hdf5.array_at, path), options)
     return _located(path, choice, options, provenance, stored_bytes=provenance["bytes"])
 
@@ -247,6 +256,7 @@ def probe_zarr(path: Path, options: SourceOptions) -> HierarchySource:
     """Open a Zarr directory of another program: its metadata, and which chunks there are."""
     _check_options(path, "Zarr", options)
     arrays = zarr_arrays.arrays_of(path)
+    refuse_columns(arrays, "Zarr", options, where=str(path))
     choice = _chosen(path, arrays, lambda name: None, options)
     folders = tuple(sorted({array.name.strip("/") for array in choice.arrays.values()}))
     n_bytes, mtime_ns = folders_status(path, folders)
@@ -268,7 +278,7 @@ def _is_linked(path: Path, name: str) -> bool:
 
 
 def _check_options(path: Path, kind: str, options: SourceOptions) -> None:
-    refuse_options(path, kind, options, "label_column", "columns", "dtype", "shape")
+    refuse_options(path, kind, options, "dtype", "shape")
     if options.sample_axis:
         raise InputError(
             f"samples along axis {options.sample_axis} are not read",
