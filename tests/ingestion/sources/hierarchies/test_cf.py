@@ -206,6 +206,32 @@ def test_time_is_refused_unless_it_is_named_as_a_date(
         assert np.array_equal(read_all(open_source(path, options=options))["when"], expected / length)
 
 
+@pytest.mark.parametrize(
+    ("stored", "units", "unit", "dtype"),
+    [
+        ("i4", "days since 2000-01-01", "days", "int64"),
+        ("i8", "hours since 2000-01-01 06:00", "seconds", "int64"),
+        ("i8", "hours since 2000-01-01", "days", "float64"),
+        ("i4", "days since 2000-01-01 12:00", "days", "float64"),
+        ("f8", "days since 2000-01-01", "days", "float64"),
+    ],
+)
+def test_dates_as_ids_are_whole_numbers_where_they_stay_so(
+    tmp_path: Path, stored: str, units: str, unit: str, dtype: str, read_all: ReadAll
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = np.ones((30, 2))
+        file["when"] = np.arange(30).astype(stored)
+        file["when"].attrs["units"] = units
+    both = {}
+    for field in ("id", "when"):
+        options = SourceOptions(fields={"x": "x", field: "when"}, table=TableOptions(dates={field: unit}))
+        both[field] = read_all(open_source(tmp_path / "a.h5", options=options))[field]
+    assert both["id"].dtype == dtype
+    assert both["when"].dtype == np.float64
+    assert np.array_equal(both["id"], both["when"])
+
+
 def test_attributes_of_arrays_that_nobody_wants_do_not_matter(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.h5", np.arange(6), scale_factor=np.ones(300))
     with h5py.File(path, "a") as file:
