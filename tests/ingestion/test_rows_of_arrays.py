@@ -90,6 +90,15 @@ def test_rows_are_appended_and_read_alike() -> None:
     assert st.open("e.zarr")[0]["id"] == 10958
 
 
+def test_labels_from_elsewhere_are_no_array_of_the_file() -> None:
+    made()
+    np.save("y.npy", np.arange(9.0))
+    file_of("b.h5", 9, next=False)
+    st.ingest("b.h5", "e.zarr", labels="y.npy", like="d.zarr", progress=False)
+    dataset = st.ingest("b.h5", "d.zarr", labels="y.npy", append=True, progress=False)
+    assert dataset[40:]["y"].tolist() == st.open("e.zarr")[:]["y"].tolist() == list(range(9))
+
+
 def test_predict_and_evaluate_take_the_same_arrays(capsys: pytest.CaptureFixture[str]) -> None:
     made()
     words = ["--model", "linear", "--epochs", "1", "--memory", "16MB", "--batch-size", "20", "--out", "run"]

@@ -99,7 +99,7 @@ def open_like(
         like = options_behind(dataset, options) if appends else options_like(dataset.schema, options)
         check_has_labels(readers, like.labels, str(dataset.path), appends=appends)
         return _with_clear_names(open_readers(readers, like, known_of(dataset.schema)), like), like
-    options = options_of_arrays(source, dataset.schema, options)
+    options = options_of_arrays(source, dataset.schema, options, needed=needed_beside(dataset.schema, labels))
     opened = open_source(source, labels=labels, options=dataclasses.replace(options, classes=dataset.manifest.classes))
     if dataset.manifest.schema is not None:
         raise without_names(dataset, name_of(opened))
@@ -125,6 +125,11 @@ def options_of_arrays(
         table = dataclasses.replace(table, nan=schema.reading["nan"])
     decode = options.decode or schema.reading.get("decode")
     return dataclasses.replace(options, fields=chosen, decode=decode, table=table)
+
+
+def needed_beside(schema: Schema, labels: object) -> list[str] | None:
+    """List the fields that a source has to have whose labels come from elsewhere; None where they do not."""
+    return None if labels is None else [each.name for each in schema.fields if each.name != TARGET]
 
 
 def _same_arrays(

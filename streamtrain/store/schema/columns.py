@@ -88,7 +88,7 @@ def schema_of(
 def reading_of(options: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Collect from an ingest's options and its first source how more rows are read."""
     said = {**options, **(sources[0] if sources else {})}
-    of_arrays = ARRAYS if "arrays" in said else ()
+    of_arrays = ARRAYS if isinstance(said.get("arrays"), Mapping) else ()
     return {name: _plain(said[name]) for name in (*READING, *TEXT_FORM, *of_arrays) if said.get(name)}
 
 
