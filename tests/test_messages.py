@@ -17,6 +17,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import torch
+import xarray as xr
 from open_file_limits import at_most, nothing_left
 from PIL import Image
 from shown import typed, works
@@ -143,8 +144,7 @@ KINDS: dict[str, tuple[Callable[[], Any], str]] = {
     "n.zip": (lambda: np.savez("n", x=X) or Path("n.npz").rename("n.zip"), "an .npz archive"),  # type: ignore[func-returns-value]
     "a.xlsx": (lambda: archive("a.xlsx", "xl/workbook.xml"), "a spreadsheet"),
     "a.pt": (lambda: torch.save(torch.ones(3), "a.pt"), "a file of torch.save"),
-    "a.h5": (lambda: Path("a.h5").write_bytes(bytes(99)), "HDF5"),
-    "a.nc": (lambda: Path("a.nc").write_bytes(b"CDF\x01" + bytes(99)), "NetCDF 3"),
+    "a.nc": (lambda: xr.Dataset({"x": (("t", "k"), X)}).to_netcdf("a.nc", format="NETCDF3_64BIT"), "NetCDF 3"),
     "a.pkl": (lambda: Path("a.pkl").write_bytes(b"\x80\x04\x95" + bytes(9)), "a Python pickle"),
     "a.json": (lambda: write("a.json", '[{"a": 1, "b": 0}]'), "JSON"),
     "a.jsonl": (lambda: write("a.jsonl", '{"a": 1, "b": 0}\n'), "lines of JSON"),
@@ -157,7 +157,7 @@ KINDS: dict[str, tuple[Callable[[], Any], str]] = {
     "a.tfrecord": (lambda: write("a.tfrecord", "x"), "TFRecord"),
 }
 RUN = {"i.jpg": "x.npy", "i.png": "x.npy", "flat": "x.npy", "a.pt": "a.npy", "a.json": "a.csv", "a.jsonl": "a.csv"}
-RUN |= {"a.arff": "a.csv", "a.feather": "data.zarr"}
+RUN |= {"a.nc": "a.nc4", "a.arff": "a.csv", "a.feather": "data.zarr"}
 """Kinds whose recipe runs with what the tests have -> what it makes."""
 
 

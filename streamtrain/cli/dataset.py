@@ -17,6 +17,7 @@ from streamtrain.cli.output import (
     is_quiet,
     json_option,
     label_text,
+    missing_text,
     stored_facts,
     task_facts,
 )
@@ -154,6 +155,7 @@ def _info_text(dataset: Dataset, *, show_all: bool) -> str:
         f"{counted(layout.shard_blocks, 'block')} each",
         "labels": _labels(dataset),
         "label": label_text(dataset),
+        "missing": missing_text(dataset),
         "sources": "; ".join(str(source.get("path", source.get("format"))) for source in dataset.manifest.sources),
     }
     lines = [f"{name:<8} {value}" for name, value in facts.items() if value]

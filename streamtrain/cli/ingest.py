@@ -19,6 +19,7 @@ from streamtrain.cli.output import (
     is_quiet,
     json_option,
     label_text,
+    missing_text,
     note,
     stored_facts,
     task_facts,
@@ -371,4 +372,6 @@ def _text(result: dict[str, Any], dataset: Dataset) -> str:
         lines.append(f"classes: {', '.join([*shown, *more])}")
     if label := label_text(dataset):
         lines.append(f"label   {label}")
+    if missing := missing_text(dataset):
+        lines.append(f"missing {missing}")
     return Lines.of(lines)

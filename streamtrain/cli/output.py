@@ -293,6 +293,16 @@ def stored_facts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def missing_text(dataset: Dataset) -> str:
+    """Say how many values of a dataset's fields are no numbers; nothing where there are none."""
+    told = list[str]()
+    for field in dataset.layout.own_fields:
+        overall = dataset.manifest.statistics[field.name].overall
+        counts = [f"{n:,} {kind}" for n, kind in ((overall.n_nan, "NaN"), (overall.n_inf, "infinite")) if n]
+        told += [f"{' and '.join(counts)} in {field.name}"] if counts else []
+    return ", ".join(told)
+
+
 def encoded_facts(dataset: Dataset, field: Field) -> dict[str, Any]:
     """Say of a field of images as they are what is known of them, for ``--json``; nothing of any other."""
     images = dataset.manifest.statistics[field.name].images

@@ -50,6 +50,7 @@ from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.run.checkpoint import MOST_CHECKPOINTS, checkpoint_bytes
 from streamtrain.training.run.run_folder import check_room
 from streamtrain.training.sized_loaders import model_bytes
+from streamtrain.training.step_errors import naming_missing_values
 from streamtrain.training.trainer import Trainer
 
 _TRAINED_ON: Final = "the training data"
@@ -261,8 +262,10 @@ def rehearse(
     """Rehearse a step; return the meter that watched it, and one that runs from there on until the stack closes."""
     with ExitStack() as rehearsal:
         # A step holds its memory for milliseconds.
-        with MemoryMeter(interval_seconds=0.001) as step:
-            rehearsal.enter_context(trainer.working_memory(setup.rows()))
+        rows, names = setup.rows(), (*trainer.inputs, trainer.target)
+        with MemoryMeter(interval_seconds=0.001) as step, naming_missing_values(setup.dataset, rows, names):
+            rehearsal.enter_context(trainer.working_memory(rows))
+            del rows
             variance.stepped()
         return step, stack.enter_context(MemoryMeter())
 

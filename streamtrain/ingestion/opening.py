@@ -16,7 +16,13 @@ from streamtrain.ingestion.resume import Say
 from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, SourceOptions, TableOptions
 from streamtrain.ingestion.sources.combine import ClassCheckedSource, StrippedClasses
 from streamtrain.ingestion.sources.indexed.stored import StoredSource
-from streamtrain.ingestion.sources.registry import choose_automatically, open_like, open_source
+from streamtrain.ingestion.sources.registry import (
+    choose_automatically,
+    needed_beside,
+    open_like,
+    open_source,
+    options_of_arrays,
+)
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.manifest import AUTO
 from streamtrain.store.schema.columns import TARGET
@@ -49,6 +55,11 @@ def open_requested(
     elif given.base is not None and is_known:
         request, opened = _opened_behind(given.base, given, request)
     else:
+        if given.base is not None:
+            schema = given.base.schema
+            needed = needed_beside(schema, given.labels)
+            options = options_of_arrays(given.source, schema, request.options, needed=needed)
+            request = replace(request, options=options)
         opened = _opened_anew(given, request, learn_from)
     if say is not None:
         for text in opened.told:

@@ -12,12 +12,12 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import Argument, Fix, InputError, StreamtrainWarning, UsageError
+from streamtrain.errors import Argument, Fix, InputError, StreamtrainError, StreamtrainWarning, UsageError
 from streamtrain.ingestion.request import check_option_names, source_options
 from streamtrain.ingestion.sources.base import ReadingMemory, Source, SourceOptions
 from streamtrain.ingestion.sources.combine import name_of
 from streamtrain.ingestion.sources.registry import is_text as is_text_source
-from streamtrain.ingestion.sources.registry import open_readers, open_source, readers_of
+from streamtrain.ingestion.sources.registry import open_readers, open_source, options_of_arrays, readers_of
 from streamtrain.ingestion.sources.tables.arrow import arrow, is_text, places_in, returning_memory, without_dictionary
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
 from streamtrain.ingestion.sources.tables.roles.known import known_of, label_of, options_like
@@ -74,6 +74,7 @@ class RawRows:
     n_rows: int | None
     source: Source
     arrangement: Arrangement = AS_IT_IS
+    takes_options: bool = False  # of ingest, so that a remedy may name them
 
     def __repr__(self) -> str:
         n_rows = "" if self.n_rows is None else f"{self.n_rows:,} rows, "
@@ -100,6 +101,22 @@ class RawRows:
                 yield {field.name: rows[field.name].astype(field.dtype, copy=False) for field in self.fields}
         except UnfitColumns as error:
             raise _unfit(error) from error
+        except InputError as error:
+            error.fix = _remedy(error.fix, takes_options=self.takes_options)
+            raise
+
+
+def _remedy(fix: str | None, *, takes_options: bool) -> str | None:
+    """Leave out of a remedy what only an ingest has an option for."""
+    if takes_options or not isinstance(fix, Fix):
+        return fix
+    named = [place for place, part in enumerate(fix.parts) if getattr(part, "name", None) in _OF_INGEST]
+    # The words before an option belong to it.
+    return (Fix(*fix.parts[: max(0, named[0] - 1)]) or _AS_BEFORE) if named else fix
+
+
+_OF_INGEST: Final = ("nan", "dates", "decode")
+_AS_BEFORE: Final = "write it as the training data was written"
 
 
 def _unfit(error: UnfitColumns) -> InputError:
@@ -173,6 +190,7 @@ def rows(
         of="the model" if hasattr(known, "inputs") else "the dataset",
         say=say,
         form_is_told=bool(options.keys() & set(TEXT_FORM)),
+        takes_options=True,
     )
 
 
@@ -200,6 +218,7 @@ def open_rows(
     labels: Sequence[str] = (),
     labels_from: object = None,
     form_is_told: bool = False,
+    takes_options: bool = False,
 ) -> RawRows:
     """Open raw data for some fields of a schema; with ``labels``, what a model is measured by, surveyed first.
 
@@ -212,7 +231,12 @@ def open_rows(
     readers = readers_of(source, options)
     has_names = bool(schema.columns.get(INPUT) or schema.categories)
     if readers is None or not has_names:
-        return _of_arrays(source, schema, (*inputs, *labels), options, of, say, labels_from)
+        try:
+            found = _of_arrays(source, schema, (*inputs, *labels), options, of, say, labels_from)
+        except StreamtrainError as error:
+            error.fix = _remedy(error.fix, takes_options=takes_options)
+            raise
+        return replace(found, takes_options=takes_options)
     if labels_from is not None:
         what = "a table, whose labels are one of its columns, together with labels of their own"
         raise UsageError(what, where=str(readers[0].path), fix=Fix("leave ", Argument("labels"), " out"))
@@ -361,7 +385,9 @@ def _of_arrays(
     labels_from: object = None,
 ) -> RawRows:
     """Open arrays, and tables where names are on one side only."""
-    opened = open_source(source, labels=labels_from, options=replace(options, classes=schema.classes))
+    own = [name for name in names if name != TARGET or labels_from is None]
+    options = replace(options_of_arrays(source, schema, options, needed=own), classes=schema.classes)
+    opened = open_source(source, labels=labels_from, options=options)
     found, where = {each.name for each in opened.fields}, name_of(opened)
     for name in names:
         if name not in found:
@@ -369,6 +395,8 @@ def _of_arrays(
             if name == TARGET and labels_from is None:
                 fix = Fix(Argument("labels", "FILE"), " if they are in a file of their own; or ", fix)
             what, why = f"it has no field {name}, which {of} takes", f"It has {', '.join(sorted(found))}"
+            if (before := schema.reading.get("arrays", {}).get(name)) is not None:
+                why += f", and {name} was made of {before} in training"
             raise UsageError(what, where=where, why=why, fix=fix)
     theirs = schema_of(opened.fields, _named(opened.provenance), classes=opened.classes)
     arrangement = arrange(schema, theirs, fields=names, of=of, where=where)

@@ -47,7 +47,7 @@ from streamtrain.training.labels.reading import AS_STORED
 from streamtrain.training.labels.targets import TargetSettings
 from streamtrain.training.metrics.mistakes import losses_of_samples
 from streamtrain.training.metrics.results import Metrics, Scoring
-from streamtrain.training.metrics.running import RunningMetrics
+from streamtrain.training.metrics.running import BadRows, RunningMetrics, bad_rows
 from streamtrain.training.metrics.user import UserMetric, check_metrics
 from streamtrain.training.preflight import (
     check_model_fits,
@@ -63,7 +63,7 @@ from streamtrain.training.records.history import EpochSummary
 from streamtrain.training.records.recorder import EpochRecorder, Labels
 from streamtrain.training.run.run_description import ResumableStream, stream_identity, stream_state
 from streamtrain.training.run.run_state import MidEpochState
-from streamtrain.training.step_errors import explain_device, name_bad_samples, name_rate
+from streamtrain.training.step_errors import explain_device, name_bad_samples, name_missing_values, name_rate
 
 _CHECKED_ROWS: Final = 8
 _OF_PASS: Final = ("n_batches", "n_samples")
@@ -328,6 +328,7 @@ class EpochLoop:
             if isinstance(error, DivergedElsewhere | ToldByRank):
                 raise
             name_bad_samples(error, self._learner, batch, last_batch_samples(stream))
+            name_missing_values(error, stream.dataset, batch.fields)
             raise
 
     def measure(
@@ -345,7 +346,7 @@ class EpochLoop:
         self._is_checked = False
         self._small = list(_last_batch_of(stream, trains=False))
         n_classes = class_counts(stream.dataset, self.target, loss)
-        running, n_measured = RunningMetrics(loss, scoring or self.scoring, full=True), 0
+        running, n_measured, told = RunningMetrics(loss, scoring or self.scoring, full=True), 0, BadRows()
         with preserve_mode(model), self._located(stream):
             for yielded in stream:
                 batch, (labels, weights_of_samples) = self._given(yielded, arrangement)
@@ -361,12 +362,18 @@ class EpochLoop:
                         scalars = total, weights, least_weight(batch.weight), worst
                         summed, weight, least, most = read_scalars(*scalars)
                         check_least_weight(least, weight)
+                    # A sample that has no finite output has no finite loss.
+                    bad = () if math.isfinite(summed) else bad_rows(output).tolist()
+                    rows = _rows(stream, n_measured, len(labels)) if bad else ()
+                    told.add([rows[place] for place in bad], len(labels))
                     mean = summed / weight if weight else 0.0
                     running.add(mean, output, labels, weight=weight, sample_weights=weights_of_samples)
                     # NaN is above anything.
                     if losses is not None and not most <= running.mistakes.least:
                         running.mistakes.add(losses, output, labels, partial(_rows, stream, n_measured, len(labels)))
                     n_measured += len(labels)
+        if (text := told.told()) is not None:
+            warnings.warn(StreamtrainWarning(text), stacklevel=4)
         return running.over(exchange).mean()
 
     def on_device(self, batch: Any) -> TrainingBatch:

@@ -25,11 +25,13 @@ from streamtrain.system.memory import MemoryMeter, held_bytes, memory_limit
 from streamtrain.system.units import format_bytes, megabytes, parse_bytes
 from streamtrain.training.batch_stream import BatchStream, class_counts
 from streamtrain.training.run.checkpoint import checkpoint_bytes
+from streamtrain.training.step_errors import naming_missing_values
 
 
 class Rehearsing(Protocol):
     """What sizing needs of a trainer."""
 
+    inputs: tuple[str, ...]
     target: str
     loss: Loss
     model: nn.Module
@@ -110,7 +112,8 @@ def sized_loaders(
     with ExitStack() as stack:
         with ExitStack() as rehearsal:
             # A step holds its memory for milliseconds.
-            with MemoryMeter(interval_seconds=0.001) as step:
+            names = (*trainer.inputs, trainer.target)
+            with MemoryMeter(interval_seconds=0.001) as step, naming_missing_values(dataset, rows, names):
                 rehearsal.enter_context(trainer.working_memory(rows))
             del rows
             meter = stack.enter_context(MemoryMeter())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -37,6 +37,46 @@ def name_bad_samples(error: DivergedError, learner: Learner, batch: TrainingBatc
     if why == _BAD_VALUES:
         # No rate is low enough for them.
         error.fix = "leave these samples out, or mend their values where they are made"
+
+
+def name_missing_values(error: DivergedError, dataset: object, fields: Mapping[str, Any]) -> None:
+    """Add to an error how many values of its data are no numbers, where those of a batch's fields are among them."""
+    told = ", ".join(filter(None, (_bad_values(dataset, name) for name, values in fields.items() if _has_bad(values))))
+    if not told:
+        return
+    samples = f", here in {_named_samples(error.samples)}" if error.samples else ""
+    error.why = f"{told[0].upper()}{told[1:]}{samples}"
+    error.fix = "fill them, or leave their rows out, before the ingest; or a model of your own with torch.nan_to_num"
+
+
+def _named_samples(samples: Sequence[int]) -> str:
+    return f"sample{'s' * (len(samples) > 1)} {_listed(np.asarray(samples, np.int64))}"
+
+
+@contextmanager
+def naming_missing_values(dataset: object, rows: Mapping[str, Any], names: Sequence[str]) -> Iterator[None]:
+    """Explain a step that fails on these fields of a dataset's rows."""
+    try:
+        yield
+    except DivergedError as error:
+        name_missing_values(error, dataset, {name: rows[name] for name in names if name in rows})
+        raise
+
+
+def _has_bad(values: Any) -> bool:
+    found = torch.as_tensor(values)
+    return found.is_floating_point() and not bool(torch.isfinite(found).all())
+
+
+def _bad_values(dataset: object, name: str) -> str:
+    """Say how many values of a field are not finite, as far as its dataset tells."""
+    statistics = getattr(getattr(dataset, "manifest", None), "statistics", {})
+    if name not in statistics:
+        return ""
+    overall = statistics[name].overall
+    counts = [f"{n:,} {kind}" for n, kind in ((overall.n_nan, "NaN"), (overall.n_inf, "infinite")) if n]
+    many = "s" * (overall.n_nan + overall.n_inf > 1)
+    return f"field {name} holds {' and '.join(counts)} value{many}" if counts else ""
 
 
 def _find(learner: Learner, batch: TrainingBatch) -> tuple[I64 | None, str]:

@@ -84,6 +84,17 @@ def dates_that_are_none(w: World) -> None:
     ingest("a.h5", fields={"x": "/x", "day": "/day"}, dates="day")
 
 
+@world("ingestion/rows.py:_remedy: write it as the training data was written")
+def inputs_that_count_time_only_in_new_data(w: World) -> None:
+    h5(x=X, y=Y)
+    w.works("ingest a.h5 d.zarr")
+    w.works("train d.zarr --model linear --epochs 1 --out run --memory 16MB --batch-size 20")
+    h5(lambda file: file.create_dataset("x", data=X).attrs.update(units="days since 2000-01-01"))
+    w.refuses("predict run a.h5")
+    h5(x=X)
+    w.works("predict run a.h5")
+
+
 @world(
     f"{_CF}_refuse: correct the attribute, or take the values as stored: decode='raw'",
     f"{_HDF5}_attribute: correct the attribute",
@@ -98,8 +109,8 @@ def attributes_that_make_no_sense(w: World) -> None:
 
 
 @world(
-    f"{_SOURCE}HierarchySource._decode: leave such rows out; or keep missing values as NaN: nan='keep'",
-    f"{_SOURCE}HierarchySource._decode: leave such rows out of every array",
+    f"{_SOURCE}HierarchySource._decode: {{}}; or keep them as NaN: nan='keep'",
+    f"{_SOURCE}HierarchySource._decode: leave such rows out: {{}}",
 )
 def missing_values(w: World) -> None:
     attributes(_FillValue=np.int16(4))
@@ -164,6 +175,14 @@ def files_that_are_damaged(w: World) -> None:
     w.works("ingest a.h5 e.zarr")
 
 
+@world("ingestion/sources/recognition/formats.py:_unknown: write or download it again")
+def files_that_are_named_like_hdf5(w: World) -> None:
+    Path("a.nc").write_text("<html>not found</html>")
+    w.refuses("ingest a.nc d.zarr")
+    h5(x=X, name="a.nc")
+    w.works("ingest a.nc d.zarr")
+
+
 @world(f"{_IN}over_disk.py:check_room: free some space, another disk, or a larger memory=")
 def a_row_of_chunks_and_no_disk(w: World) -> None:
     zarr.create_array("x", data=np.ones((700, 50, 60), "f4"), chunks=(650, 7, 11))
@@ -172,6 +191,13 @@ def a_row_of_chunks_and_no_disk(w: World) -> None:
         w.refuses("ingest x d.zarr --memory 30MB --block 100KB --codec lz4")
         w.works("ingest x d.zarr --memory 60MB --block 100KB --codec lz4")
     w.works("ingest x e.zarr --memory 30MB --block 100KB")
+
+
+@world(f"{_CHOICE}refuse_columns: arrays are named as fields: fields={{}}")
+def options_of_columns(w: World) -> None:
+    h5(x=X, next=Y, time=np.arange(60))
+    w.refuses("ingest a.h5 d.zarr --label-column next --id-column time")
+    w.works("ingest a.h5 d.zarr --fields x=/x,y=/next,id=/time")
 
 
 @world(f"{_CHOICE}named_arrays: name arrays of one length")
@@ -209,13 +235,14 @@ def arrays_to_choose_from(w: World) -> None:
     f"{_HDF5}_dtype_of: pad the rows to one length, or iterate over the file and yield arrays",
     f"{_HDF5}_dtype_of: name what they refer to",
     f"{_HDF5}_dtype_of: store each member as a dataset of its own",
+    f"{_HDF5}_dtype_of: store their real and imaginary parts as two datasets",
     f"{_HDF5}_dtype_of: store them as further axes",
     f"{_HDF5}_dtype_of: store numbers of a plain dtype",
     f"{_ARRAY}unfit_shape: name an array whose first axis is samples",
     f"{_ARRAY}unfit_shape: leave it out",
 )
 def elements_that_are_no_numbers(w: World) -> None:
-    for dtype in (h5py.string_dtype(), h5py.vlen_dtype("f4"), h5py.ref_dtype, [("a", "f4")], ("f4", (2,)), "V3"):
+    for dtype in (h5py.string_dtype(), h5py.vlen_dtype("f4"), h5py.ref_dtype, [("a", "f4")], "c8", ("f4", (2,)), "V3"):
         kind = dtype if isinstance(dtype, np.dtype) else np.dtype(dtype)
         cured(
             w,

@@ -53,6 +53,23 @@ def fit(data: st.Dataset, model: nn.Module | None = None, *, on: Any = None, **g
     return trainer
 
 
+@world(
+    "training/step_errors.py:name_missing_values: fill them, or leave their rows out, before the ingest; or a model of"
+    " your own with torch.nan_to_num"
+)
+def missing_values_in_the_data(w: World) -> None:
+    x = np.where(X > 1, np.nan, X)
+    data = st.ingest({"x": x, "y": Y}, "gaps.zarr", nan="keep", progress=False)
+    w.refused(fit, data)
+    fit(data, nn.Sequential(Filled(), net()))
+    fit(st.ingest({"x": np.nan_to_num(x), "y": Y}, "filled.zarr", progress=False))
+
+
+class Filled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.nan_to_num()
+
+
 def mended(w: World, wrong: dict[str, Any], *rights: dict[str, Any], data: st.Dataset | None = None) -> None:
     """Arguments that are refused, and what each remedy makes of them."""
     data = data or w.dataset()

@@ -53,6 +53,16 @@ def test_text(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "field  dtype" in out
 
 
+def test_missing_values_are_counted_in_text(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(raw / "n.npy", [[1, np.nan], [np.nan, 2]])
+    assert main(["ingest", str(raw / "n.npy"), str(raw / "n.zarr"), "--nan", "keep"]) == 0
+    assert "missing 2 NaN in x" in capsys.readouterr().out
+    assert main(["info", str(raw / "n.zarr")]) == 0
+    assert "missing  2 NaN in x" in capsys.readouterr().out
+    assert main(["ingest", str(raw / "x.npy"), str(raw / "d.zarr")]) == 0
+    assert "missing " not in capsys.readouterr().out
+
+
 def test_raw_binary(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["ingest", str(raw / "r.bin"), str(raw / "d.zarr"), "--dtype", "float32", "--shape", "2,3"]
     result = _json(capsys, *words)

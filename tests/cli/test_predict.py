@@ -414,3 +414,33 @@ def test_a_poisson_loss_is_measured_as_it_was_trained(
     assert main(["evaluate", str(tmp_path / "run"), str(tmp_path / "d"), "--json"]) == 0
     rmse = np.sqrt(np.mean((trainer.predict(dataset) - dataset[:]["y"]) ** 2))
     assert json.loads(capfd.readouterr().out)["rmse"] == pytest.approx(rmse)
+
+
+def test_rows_whose_prediction_is_not_finite_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    st.ingest({"x": x, "y": x[:, 0]}, "whole.zarr", progress=False)
+    x[7:9, 1] = np.nan
+    gaps = st.ingest({"x": x, "y": x[:, 0]}, "gaps.zarr", nan="keep", progress=False)
+    assert main(["train", "whole.zarr", "--model", "linear", "--out", "run", *SMALL]) == 0
+    told = "2 of 60 rows have predictions that are not finite, the first is row 7"
+    assert main(["predict", "run", "gaps.zarr", "--out", "p.csv"]) == 0
+    assert f"warning: {told}" in capsys.readouterr().err
+    with pytest.warns(st.StreamtrainWarning, match=told):
+        assert main(["evaluate", "run", "gaps.zarr"]) == 0
+    capsys.readouterr()
+    assert main(["predict", "run", "gaps.zarr"]) == 0
+    assert "warning: 2 of 10 rows" in capsys.readouterr().err
+    assert main(["predict", "run", "gaps.zarr", "--rows", "8:20", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["not_finite"] == 1
+    assert main(["predict", "run", "whole.zarr"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    model = st.load("run")
+    for call in (model.predict, lambda data: list(model.iter_predict(data))):
+        with pytest.warns(st.StreamtrainWarning, match=told):
+            call(gaps)
+    trainer = st.Trainer(nn.Linear(4, 1), loss="mse", device="cpu")
+    with pytest.warns(st.StreamtrainWarning, match=told):
+        trainer.evaluate(gaps)

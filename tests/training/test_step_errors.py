@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -88,3 +90,26 @@ def test_values_that_are_not_finite_are_no_matter_of_the_rate(lines: st.Dataset)
         st.Trainer(nn.Linear(4, 1), loss="mse", device="cpu").fit(loader, max_epochs=1, progress=False)
     assert caught.value.fix == "leave these samples out, or mend their values where they are made"
     assert str(caught.value.why).startswith("These samples hold values that are not finite: ")
+
+
+@pytest.mark.parametrize("batch_size", [60, 3])
+def test_missing_values_of_the_data_are_counted_by_field(lines: st.Dataset, tmp_path: Path, batch_size: int) -> None:
+    x = lines[:]["x"].copy()
+    x[40:43, 1] = np.nan
+    data = st.ingest({"x": x, "y": lines[:]["y"]}, tmp_path / "d", nan="keep", progress=False)
+    trainer = st.Trainer(nn.Linear(4, 1), loss="mse", device="cpu")
+    with pytest.raises(DivergedError) as caught:
+        trainer.fit(data, max_epochs=1, batch_size=batch_size, memory="16MB", progress=False)
+    assert str(caught.value.why).startswith("Field x holds 3 NaN values")
+    assert "torch.nan_to_num" in str(caught.value.fix)
+
+
+def test_a_model_may_take_missing_values(lines: st.Dataset, tmp_path: Path) -> None:
+    class Filling(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.nan_to_num())
+
+    x = np.where(lines[:]["x"] > 1, np.nan, lines[:]["x"])
+    data = st.ingest({"x": x, "y": lines[:]["y"]}, tmp_path / "d", nan="keep", progress=False)
+    trainer = st.Trainer(Filling(4, 1), loss="mse", device="cpu")
+    assert np.isfinite(trainer.fit(data, max_epochs=1, batch_size=9, memory="16MB", progress=False)[-1].train.loss)

@@ -34,7 +34,12 @@ _TEXT_OPTIONS: Final = (
     ),
     option("--names", metavar="A,B", section=_TEXT, help="Text without a header: the names of its columns."),
     option("--na-values", metavar="A,B", section=_TEXT, help="Text: words that mean missing."),
-    option("--fields", metavar="x=A,y=B", section=_TEXT, help=".npz: the members that become fields x, y, ..."),
+    option(
+        "--fields",
+        metavar="x=A,y=B",
+        section=_TEXT,
+        help=".npz, HDF5, Zarr: the arrays that become fields; of the last two by default those of the training.",
+    ),
 )
 """The form of raw text, and the names of raw arrays, where they are not the default."""
 

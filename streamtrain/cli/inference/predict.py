@@ -32,7 +32,6 @@ from streamtrain.training.inference.predicting import (
     Written,
     consume,
     opened_parts,
-    unseen_lines,
     write,
 )
 from streamtrain.training.inference.predictions import Part
@@ -274,8 +273,10 @@ def _keeping(run: Path, sources: Sequence[str]) -> str:
 
 
 def _tell_others(written: Written) -> None:
-    for line in unseen_lines(written.unseen):
+    for line in written.doubts.unseen_lines():
         note(line)
+    if (text := written.doubts.bad.told()) is not None:
+        note(f"warning: {text}")
 
 
 def _result(
@@ -296,7 +297,8 @@ def _result(
         "task": loaded.task,
         "weights": loaded.best,
         **summary.named(),
-        "unseen": dict(written.unseen),
+        "unseen": dict(written.doubts.unseen),
+        "not_finite": written.doubts.bad.n,
         "seconds": round(seconds, 3),
         "rows_per_second": round(summary.n_rows / max(seconds, 1e-9), 1),
         "memory": {

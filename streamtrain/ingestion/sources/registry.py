@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, Final
@@ -27,6 +27,7 @@ from streamtrain.ingestion.sources.base import (
 )
 from streamtrain.ingestion.sources.column_names import column_names
 from streamtrain.ingestion.sources.combine import concatenate, merge_blanks, name_of, with_labels
+from streamtrain.ingestion.sources.hierarchies.hierarchy_source import present_arrays
 from streamtrain.ingestion.sources.images.class_folders import image_folder_of, open_image_folder
 from streamtrain.ingestion.sources.images.image_check import WITH_IMAGES, check_no_images
 from streamtrain.ingestion.sources.images.label_table import open_labelled_folder
@@ -61,7 +62,7 @@ from streamtrain.ingestion.sources.tables.roles.role_table import open_tables
 from streamtrain.ingestion.sources.text_labels import TextLabels, is_text_labels
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.reads.other_zarr import is_zarr
-from streamtrain.store.schema.columns import TARGET
+from streamtrain.store.schema.columns import ID, TARGET, Schema
 from streamtrain.system.arguments import a_kind
 from streamtrain.system.files import local_path
 
@@ -98,11 +99,49 @@ def open_like(
         like = options_behind(dataset, options) if appends else options_like(dataset.schema, options)
         check_has_labels(readers, like.labels, str(dataset.path), appends=appends)
         return _with_clear_names(open_readers(readers, like, known_of(dataset.schema)), like), like
+    options = options_of_arrays(source, dataset.schema, options, needed=needed_beside(dataset.schema, labels))
     opened = open_source(source, labels=labels, options=dataclasses.replace(options, classes=dataset.manifest.classes))
     if dataset.manifest.schema is not None:
         raise without_names(dataset, name_of(opened))
     check_fields_like(opened.fields, dataset, name_of(opened))
     return opened, options
+
+
+def options_of_arrays(
+    source: object, schema: Schema, options: SourceOptions, *, needed: Collection[str] | None = None
+) -> SourceOptions:
+    """Read HDF5 and Zarr as the arrays of a dataset were read, as far as nobody says otherwise.
+
+    Of its fields only those are taken that are ``needed``, and ids; by default all.
+    """
+    arrays, files = schema.reading.get("arrays"), None if stored_datasets(source) is not None else _files_of(source)
+    if not arrays or files is None or not all(format_of(file, NO_OPTIONS).is_hierarchy for file in files):
+        return options
+    chosen = options.fields or _same_arrays(files, arrays, needed)
+    table, dates = options.table, schema.reading.get("dates", {})
+    if not table.dates and chosen is not None:
+        table = dataclasses.replace(table, dates={name: unit for name, unit in dates.items() if name in chosen})
+    if schema.reading.get("nan"):
+        table = dataclasses.replace(table, nan=schema.reading["nan"])
+    decode = options.decode or schema.reading.get("decode")
+    return dataclasses.replace(options, fields=chosen, decode=decode, table=table)
+
+
+def needed_beside(schema: Schema, labels: object) -> list[str] | None:
+    """List the fields that a source has to have whose labels come from elsewhere; None where they do not."""
+    return None if labels is None else [each.name for each in schema.fields if each.name != TARGET]
+
+
+def _same_arrays(
+    files: Sequence[Path], arrays: Mapping[str, str], needed: Collection[str] | None
+) -> dict[str, str] | None:
+    """Choose the arrays that fields were made of; None where one that is needed is not there."""
+    wanted = {name: path for name, path in arrays.items() if needed is None or name in (*needed, ID)}
+    for file in files:
+        there = present_arrays(file, tuple(wanted.values()), is_zarr=is_zarr(file))
+        wanted = {name: path for name, path in wanted.items() if path in there}
+    lacks = any(name not in wanted for name in arrays if needed is None or name in needed)
+    return None if lacks or not wanted else wanted
 
 
 def readers_of(source: object, options: SourceOptions) -> list[TableReader] | None:
@@ -314,7 +353,7 @@ def _open_files(files: Sequence[Path], options: SourceOptions) -> Source:
         check_content(file, family)
     reader = families[0].reader
     if families[0].is_hierarchy:
-        _check_no_roles(options, f"{families[0].name} files", but=("nan", "dates"))
+        _check_no_roles(options, f"{families[0].name} files", but=("nan", "dates", "id_column", "weight_column"))
     else:
         refuse_options(files[0], families[0].name, options, "decode", "sample_axis")
     if reader is None and not families[0].is_hierarchy:

@@ -36,6 +36,8 @@ READING: Final = ("na", "nan", "timezone", "drop_unlabelled", "weight_column", "
 """Options of an ingest by which more rows of the same meaning are read."""
 TEXT_FORM: Final = ("header", "names", "encoding", "na_values")
 """Options of how its text was written, as more of it will be."""
+ARRAYS: Final = ("arrays", "decode", "dates")
+"""Which arrays of HDF5 or Zarr its fields were made of, and how."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +88,12 @@ def schema_of(
 def reading_of(options: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Collect from an ingest's options and its first source how more rows are read."""
     said = {**options, **(sources[0] if sources else {})}
-    return {name: _plain(said[name]) for name in (*READING, *TEXT_FORM) if said.get(name)}
+    of_arrays = ARRAYS if isinstance(said.get("arrays"), Mapping) else ()
+    return {name: _plain(said[name]) for name in (*READING, *TEXT_FORM, *of_arrays) if said.get(name)}
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
 
 
 def column_lists(sources: Iterable[Mapping[str, Any]]) -> dict[str, list[Names]]:
@@ -152,10 +155,18 @@ def parse_schema(found: object) -> Schema:
 
 
 def _parse_reading(found: object) -> dict[str, Any]:
-    known = {*READING, *TEXT_FORM}
+    known = {*READING, *TEXT_FORM, *ARRAYS}
     if not isinstance(found, dict) or not found.keys() <= known:
         raise ValueError("it does not say how rows are read")
-    return {name: texts(value) if isinstance(value, list) else _text_or_flag(value) for name, value in found.items()}
+    return {name: _how_read(name, value) for name, value in found.items()}
+
+
+def _how_read(name: str, value: object) -> Any:
+    if name in ("arrays", "dates"):
+        if not isinstance(value, dict) or not all(isinstance(word, str) for pair in value.items() for word in pair):
+            raise ValueError("how arrays are read is not text")
+        return value
+    return texts(value) if isinstance(value, list) else _text_or_flag(value)
 
 
 def _text_or_flag(value: object) -> str | bool:

@@ -30,6 +30,7 @@ from streamtrain.training.inference.predictions import Part, PredictionForm, che
 from streamtrain.training.inference.summary import PredictionSummary
 from streamtrain.training.inference.writers.columns import array_of, no_probabilities
 from streamtrain.training.inference.writers.target import check_target, open_target, writer_terms
+from streamtrain.training.metrics.running import BadRows
 from streamtrain.training.preflight import forward, preserve_mode
 
 Array = npt.NDArray[Any]
@@ -306,27 +307,39 @@ def _others(schema: Schema, codes: Tensor | None) -> dict[str, int]:
     return {each.name: int(n) for each, n in named if n and each.hash_size is None}
 
 
-def unseen_lines(unseen: Mapping[str, int]) -> Iterator[str]:
-    """Say of each column how many of its values are categories that the training did not have."""
-    for name, n in unseen.items():
-        values = f"{n:,} value is" if n == 1 else f"{n:,} values are"
-        yield f"column {name!r}: {values} 'other', which the training did not have, or too rarely"
+class Doubts:
+    """What is told of predictions besides: values that the training did not have, rows that are not finite."""
 
+    def __init__(self) -> None:
+        self.unseen = Counter[str]()
+        self.bad = BadRows()
 
-def warn_of_unseen(unseen: Mapping[str, int], *, stacklevel: int) -> None:
-    """Warn once of the categories that the training did not have, all columns together."""
-    if unseen:
-        warnings.warn(StreamtrainWarning("; ".join(unseen_lines(unseen))), stacklevel=stacklevel)
+    def add(self, part: Part) -> None:
+        """Count a part."""
+        self.unseen.update(part.unseen or {})
+        self.bad.add(() if part.bad_rows is None else part.bad_rows, len(part))
+
+    def unseen_lines(self) -> Iterator[str]:
+        """Say of each column how many of its values are categories that the training did not have."""
+        for name, n in self.unseen.items():
+            values = f"{n:,} value is" if n == 1 else f"{n:,} values are"
+            yield f"column {name!r}: {values} 'other', which the training did not have, or too rarely"
+
+    def warn(self, *, stacklevel: int) -> None:
+        """Warn once of each kind, all columns together."""
+        for text in ("; ".join(self.unseen_lines()), self.bad.told()):
+            if text:
+                warnings.warn(StreamtrainWarning(text), stacklevel=stacklevel)
 
 
 def iterate(predictor: Predictor, data: object, options: PredictOptions) -> Iterator[dict[str, Array]]:
-    """Yield predictions as dicts of arrays; at the end, warn of categories that the training did not have."""
-    unseen = Counter[str]()
+    """Yield predictions as dicts of arrays; at the end, warn of what is doubtful."""
+    doubts = Doubts()
     with opened_parts(predictor, data, options) as (parts, _, _):
         for part in parts:
-            unseen.update(part.unseen or {})
+            doubts.add(part)
             yield as_arrays(part, probabilities=options.probabilities)
-    warn_of_unseen(unseen, stacklevel=4)
+    doubts.warn(stacklevel=4)
 
 
 def as_arrays(part: Part, *, probabilities: bool) -> dict[str, Array]:
@@ -343,14 +356,14 @@ def as_arrays(part: Part, *, probabilities: bool) -> dict[str, Array]:
     return found
 
 
-def hold(predictor: Predictor, data: object, options: PredictOptions, unseen: Counter[str]) -> Array:
-    """Return all predictions as one array, and count unseen categories; refuse what the memory does not hold."""
+def hold(predictor: Predictor, data: object, options: PredictOptions, doubts: Doubts) -> Array:
+    """Return all predictions as one array, and what is told of them; refuse what the memory does not hold."""
     held: list[Array] = []
     n_bytes = 0
     options = replace(options, tells=options.probabilities)
     with opened_parts(predictor, data, options) as (parts, n_rows, _):
         for part in parts:
-            unseen.update(part.unseen or {})
+            doubts.add(part)
             values = array_of(part, probabilities=options.probabilities)
             n_bytes += values.nbytes
             known = n_rows is not None and len(values) and values.nbytes // len(values) * n_rows
@@ -370,7 +383,7 @@ class Written:
 
     summary: PredictionSummary
     terms: Mapping[str, int]
-    unseen: Mapping[str, int]
+    doubts: Doubts
 
 
 def write(predictor: Predictor, data: object, options: PredictOptions, out: str | Path, *, overwrite: bool) -> Written:
@@ -401,7 +414,7 @@ def consume(
 ) -> Written:
     """Hand over every part, and count."""
     summary = PredictionSummary(form=predictor.form, labels=predictor.labels)
-    unseen: Counter[str] = Counter()
+    doubts = Doubts()
     for part in parts:
         if options.probabilities:
             if part.probabilities is None:
@@ -409,9 +422,9 @@ def consume(
             check_probabilities(predictor.form, part.probabilities.shape[-1])
         add(part)
         summary.add(part)
-        unseen.update(part.unseen or {})
+        doubts.add(part)
         del part
-    return Written(summary=summary, terms=terms, unseen=dict(unseen))
+    return Written(summary=summary, terms=terms, doubts=doubts)
 
 
 def paths_of(data: object) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from streamtrain.training.inference.saved_run import SavedRun, class_names
 from streamtrain.training.labels.facts import MOST_CLASSES, task_of_loss
 from streamtrain.training.labels.reading import LabelReading
 from streamtrain.training.metrics.classification import largest
+from streamtrain.training.metrics.running import bad_rows
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +35,7 @@ class Part:
     n_classes: int | None = None
     id: Array | None = None
     unseen: Mapping[str, int] | None = None
+    bad_rows: Array | None = None  # the numbers of those whose prediction is no finite number, where there are some
 
     def __len__(self) -> int:
         return len(self.prediction)
@@ -67,7 +69,11 @@ class Part:
             probabilities=cut(self.probabilities),
             class_numbers=cut(self.class_numbers),
             id=cut(self.id),
+            bad_rows=self._bad_between(self.first_row + first, self.first_row + last),
         )
+
+    def _bad_between(self, start: int, stop: int) -> Array | None:
+        return None if self.bad_rows is None else self.bad_rows[(self.bad_rows >= start) & (self.bad_rows < stop)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +94,11 @@ class PredictionForm:
 
     def part(self, output: Tensor, first_row: int, id_: Array | None, *, probabilities: bool = True) -> Part:
         """Make predictions of outputs (n, ...), with the probabilities of classes and labels or without."""
+        part = self._part(output, first_row, id_, probabilities=probabilities)
+        bad = bad_rows(output)
+        return replace(part, bad_rows=first_row + bad) if len(bad) else part
+
+    def _part(self, output: Tensor, first_row: int, id_: Array | None, *, probabilities: bool) -> Part:
         if self.task == "classification":
             by_two = _of_two_classes(output) if self._tells_two(output) else None
             # Of the outputs, as an evaluation counts: in the probabilities, rounding makes ties.

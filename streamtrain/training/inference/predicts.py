@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,7 +26,7 @@ from streamtrain.system.calls.public import PublicIterator, public
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.fitting import FitPlan
-from streamtrain.training.inference.predicting import PredictOptions, Predictor, hold, iterate, warn_of_unseen, write
+from streamtrain.training.inference.predicting import Doubts, PredictOptions, Predictor, hold, iterate, write
 from streamtrain.training.inference.predictions import form_of_loss
 from streamtrain.training.inference.summary import PredictionSummary
 from streamtrain.training.labels.facts import label_config
@@ -122,14 +121,14 @@ class Predicts:
         predictor = replace(self.predictor(), autocast=check_autocast(autocast))
         if out is not None:
             written = write(predictor, data, options, out, overwrite=overwrite)
-            warn_of_unseen(written.unseen, stacklevel=4)
+            written.doubts.warn(stacklevel=4)
             return written.summary
         check_flags(overwrite=overwrite)
         if overwrite:
             raise UsageError("overwrite without out", fix="leave it out")
-        unseen = Counter[str]()
-        found = hold(predictor, data, options, unseen)
-        warn_of_unseen(unseen, stacklevel=4)
+        doubts = Doubts()
+        found = hold(predictor, data, options, doubts)
+        doubts.warn(stacklevel=4)
         return found
 
     @public

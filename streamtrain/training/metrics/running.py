@@ -9,9 +9,12 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -49,6 +52,40 @@ class _Share:
     tally: Tally | None
     kept: list[dict[str, Any]]
     mistakes: Mistakes
+
+
+def bad_rows(output: Tensor) -> npt.NDArray[np.int64]:
+    """Return the places of outputs (n, ...) that are no finite numbers."""
+    if not (output.is_floating_point() or output.is_complex()):
+        return np.zeros(0, np.int64)
+    is_finite = torch.isfinite(output)
+    if bool(is_finite.all()):
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(~is_finite.reshape(len(output), -1).all(1).cpu().numpy()).astype(np.int64)
+
+
+@dataclass(slots=True, kw_only=True)
+class BadRows:
+    """How many rows have a prediction that is no finite number, and the first of them."""
+
+    n: int = 0
+    n_all: int = 0
+    first: int | None = None
+
+    def add(self, rows: Sequence[int] | npt.NDArray[np.int64], n_all: int) -> None:
+        """Count the rows of a batch of ``n_all``, in order."""
+        if len(rows) and self.first is None:
+            self.first = int(rows[0])
+        self.n, self.n_all = self.n + len(rows), self.n_all + n_all
+
+    def told(self) -> str | None:
+        """Say it in a sentence; None where there are none."""
+        if self.first is None:
+            return None
+        have = "has a prediction that is" if self.n == 1 else "have predictions that are"
+        first = f"row {self.first:,}" if self.n == 1 else f"the first is row {self.first:,}"
+        why = "their values are NaN, or far from those that the model was trained on"
+        return f"{self.n:,} of {self.n_all:,} rows {have} not finite, {first}: {why}"
 
 
 class RunningMetrics:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.hierarchies.stored_array import StoredArray, boxes
-from streamtrain.store.schema.columns import TARGET
+from streamtrain.store.schema.columns import ID, TARGET
 
 ATTRIBUTES: Final = (
     *("scale_factor", "add_offset", "_FillValue", "missing_value"),
@@ -120,7 +120,8 @@ def decoding_of(array: StoredArray, field: str, options: SourceOptions) -> Decod
     unit = options.table.dates.get(field)
     units = array.attributes.get("units")
     if unit is not None:
-        return replace(_of_dates(array, units, unit), missing=_all_missing(array, stored))
+        found = replace(_of_dates(array, units, unit), missing=_all_missing(array, stored))
+        return replace(found, dtype=np.dtype(np.int64)) if field == ID and _is_whole(found) else found
     if options.decode == "raw" or stored.kind not in "iuf":
         return plain
     if isinstance(units, str) and " since " in units:
@@ -141,13 +142,20 @@ def decoding_of(array: StoredArray, field: str, options: SourceOptions) -> Decod
     return Decoding(stored=stored, dtype=dtype, missing=missing, valid=valid, scale=scale, offset=offset)
 
 
+def _is_whole(dates: Decoding) -> bool:
+    """Say whether whole numbers of some unit stay whole, and none is missing; so ids are numbers that can be named."""
+    steps = (dates.scale or 0.0, dates.offset or 0.0)
+    return dates.stored.kind in "iu" and not dates.missing and not any(step % dates.divisor for step in steps)
+
+
 def _float_for(stored: np.dtype[Any]) -> np.dtype[Any]:
     wide = stored.itemsize > (2 if stored.kind in "iu" else 4)
     return np.dtype(np.float64 if wide else np.float32)
 
 
 def _refuse(array: StoredArray, what: str) -> InputError:
-    return InputError(what, where=array.where, fix=Fix("correct the attribute, or take the values as stored: ", RAW))
+    fix = Fix("correct the attribute", ", or take the values as stored: ", RAW)
+    return InputError(what, where=array.where, fix=fix)
 
 
 def _number(array: StoredArray, name: str) -> float | None:

@@ -12,7 +12,8 @@ from typing import Final
 from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.hierarchies.stored_array import StoredArray
-from streamtrain.store.schema.columns import INPUT, TARGET
+from streamtrain.store.schema.columns import ID, INPUT, TARGET, WEIGHT
+from streamtrain.system.units import counted
 
 _N_LISTED: Final = 20
 _N_LEFT_OUT: Final = 6
@@ -23,7 +24,8 @@ class FieldChoice:
     """Which array each field is made of, and what was left out and is worth telling."""
 
     arrays: Mapping[str, StoredArray]
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, str]  # the name of each, and why
+    n_more: int = 0  # left out, and not worth telling one by one
 
 
 Find = Callable[[str], StoredArray | None]
@@ -47,7 +49,7 @@ def named_arrays(arrays: Sequence[StoredArray], names: Mapping[str, str], find: 
         listed = ", ".join(f"{found[field].name} {length:,}" for field, length in lengths.items())
         what = f"the arrays differ in rows: {listed}"
         raise InputError(what, where=where, why="Every field has one row per sample", fix="name arrays of one length")
-    return FieldChoice(arrays=found)
+    return FieldChoice(arrays=found, left_out={})
 
 
 def _absent(path: str, known: Sequence[str], where: str) -> InputError:
@@ -61,6 +63,36 @@ def _absent(path: str, known: Sequence[str], where: str) -> InputError:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _N_LISTED:,} more" if len(names) > _N_LISTED else ""
     return (", ".join(names[:_N_LISTED]) or "no array") + more
+
+
+def refuse_columns(arrays: Sequence[StoredArray], kind: str, options: SourceOptions, *, where: str) -> None:
+    """Refuse options that name columns, which are arrays here, and say what names them."""
+    table, columns, labels = options.table, options.columns or (), options.label_column
+    label = labels if isinstance(labels, str) or labels is None else labels[0]
+    by_field = {TARGET: label, ID: table.id_column, WEIGHT: table.weight_column}
+    given = {
+        "columns": options.columns,
+        "label_column": label,
+        "id_column": table.id_column,
+        "weight_column": table.weight_column,
+    }
+    wrong = next((name for name, value in given.items() if value is not None), None)
+    if wrong is None:
+        return
+    named = {field: _nearest(arrays, name) for field, name in by_field.items() if name is not None}
+    inputs = [_nearest(arrays, name) for name in columns if name not in by_field.values()]
+    if not inputs:
+        others = [array for array in arrays if array.unfit is None and array.name not in named.values()]
+        inputs = [max(others, key=lambda array: (len(array.grid.shape), _size(array))).name if others else "/PATH"]
+    of_inputs = {INPUT: inputs[0]} if len(inputs) == 1 else {name.rpartition("/")[2]: name for name in inputs}
+    fix = Fix("arrays are named as fields: ", Argument("fields", of_inputs | named))
+    raise UsageError(f"{wrong} does not apply to {kind} files", where=where, why="They have no columns", fix=fix)
+
+
+def _nearest(arrays: Sequence[StoredArray], name: str) -> str:
+    """Return the path of an array of that name, in whatever group."""
+    last = name.rpartition("/")[2]
+    return next((array.name for array in arrays if array.name.rpartition("/")[2] == last), f"/{name.strip('/')}")
 
 
 def longest_arrays(arrays: Sequence[StoredArray], options: SourceOptions, *, where: str) -> FieldChoice:
@@ -95,11 +127,22 @@ def longest_arrays(arrays: Sequence[StoredArray], options: SourceOptions, *, whe
     if larger is not None:
         what = f"{larger.name} holds more than those of the longest axis, {n_rows:,} rows"
         raise _undecided(fit, what, where)
-    left_out = [array for array in arrays if array.grid.shape and array not in chosen]
+    left_out = [array for array in arrays if array not in chosen]
     return FieldChoice(
         arrays={_field_name(array): array for array in chosen},
-        left_out=tuple(array.name for array in left_out[:_N_LEFT_OUT]),
+        left_out={array.name: _why_left_out(array, options) for array in left_out[:_N_LEFT_OUT]},
+        n_more=max(0, len(left_out) - _N_LEFT_OUT),
     )
+
+
+def _why_left_out(array: StoredArray, options: SourceOptions) -> str:
+    if array.unfit is not None:
+        return array.unfit.what
+    if array.is_coordinate:
+        return "a coordinate"
+    if _counts_time(array, options):
+        return "it counts time"
+    return counted(array.grid.shape[0], "row")
 
 
 def _size(array: StoredArray) -> int:

@@ -113,6 +113,11 @@ class Hdf5Array(StoredArray):
         self._table: npt.NDArray[Any] = np.empty(0, _PLACE)
         self._dataset: Any = None  # while it is held open
 
+    def dimension(self) -> str | None:
+        with opened(self.path) as file:
+            scales = list(file[self.name].dims[0].values())
+            return str(scales[0].name).rpartition("/")[2] if scales else None
+
     def locate(self) -> None:
         """Read where the chunks lie; those that were never written are absent."""
         n_bytes = look_up(self.path).st_size
@@ -212,8 +217,10 @@ def _dtype_of(dataset: Any, where: str) -> tuple[np.dtype[Any], InputError | Non
         fix = "pad the rows to one length, or iterate over the file and yield arrays"
     elif library.check_ref_dtype(dtype) is not None:
         what, fix = "it holds references, not numbers", "name what they refer to"
-    elif dtype.names is not None or dtype.kind == "c":
-        what = f"it is compound: {', '.join(dtype.names or ('real', 'imaginary'))}"
+    elif dtype.kind == "c":
+        what, fix = "its numbers are complex", "store their real and imaginary parts as two datasets"
+    elif dtype.names is not None:
+        what = f"it is compound: {', '.join(dtype.names)}"
         fix = "store each member as a dataset of its own"
     elif dtype.subdtype is not None:
         what, fix = "its elements are arrays", "store them as further axes"

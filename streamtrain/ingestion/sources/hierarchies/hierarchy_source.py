@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
@@ -27,7 +27,13 @@ from streamtrain.ingestion.sources.base import (
 )
 from streamtrain.ingestion.sources.hierarchies import hdf5, zarr_arrays
 from streamtrain.ingestion.sources.hierarchies.cf import PIECE_BYTES, decoding_of
-from streamtrain.ingestion.sources.hierarchies.field_choice import FieldChoice, Find, longest_arrays, named_arrays
+from streamtrain.ingestion.sources.hierarchies.field_choice import (
+    FieldChoice,
+    Find,
+    longest_arrays,
+    named_arrays,
+    refuse_columns,
+)
 from streamtrain.ingestion.sources.hierarchies.over_disk import RowsOverDisk, check_room
 from streamtrain.ingestion.sources.hierarchies.slab_plan import (
     DEFAULT_MEMORY,
@@ -93,7 +99,7 @@ class HierarchySource(Source):
         verb, of_all = "is" if array.n_missing == 1 else "are", f"of {array.grid.n_chunks:,} chunks"
         if is_nan and not (self._keeps_nan and column.field.dtype.kind == "f"):
             what = f"{array.n_missing:,} {of_all} {verb} absent, for missing values"
-            fix = Fix("write them; or keep missing values as NaN: ", Argument("nan", "keep"))
+            fix = Fix("write them", "; or keep missing values as NaN: ", Argument("nan", "keep"))
             raise InputError(what, where=array.where, fix=fix)
         read_as = "NaN" if is_nan else format_value(value[0].item())
         return f"{self.path}: {array.n_missing:,} {of_all} of {array.name} {verb} absent and read as {read_as}"
@@ -132,9 +138,21 @@ class HierarchySource(Source):
             return
         what, where = f"a value of {column.array.name} is missing, by its attributes", self.where(first_row + missing)
         if column.field.dtype.kind != "f":
-            raise InputError(what, where=where, fix="leave such rows out of every array")
-        fix = Fix("leave such rows out; or keep missing values as NaN: ", Argument("nan", "keep"))
-        raise InputError(what, where=where, fix=fix)
+            raise InputError(what, where=where, fix=f"leave such rows out: {self._without_missing(column.array)}")
+        without = f"leave such rows out: {self._without_missing(column.array)}"
+        raise InputError(what, where=where, fix=Fix(without, "; or keep them as NaN: ", Argument("nan", "keep")))
+
+    def _without_missing(self, array: StoredArray) -> str:
+        """Return the line of xarray that writes the file again without rows in which an array has no value."""
+        name, dimension = array.name.strip("/"), array.dimension()
+        if dimension is None or "/" in name:
+            return "write the file again without them"
+        read, write = "open_dataset", "to_netcdf('whole.nc')"
+        if self.provenance[0]["format"] == "zarr":
+            # Codecs of the one version are none of the other's.
+            version = 3 if (array.path / "zarr.json").exists() else 2
+            read, write = "open_zarr", f"to_zarr('whole.zarr', zarr_format={version})"
+        return f"xarray.{read}({str(self.path)!r}).dropna({dimension!r}, subset=[{name!r}]).{write}"
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
         """Yield views of slabs, cut where they are longer than ``max_bytes``."""
@@ -219,7 +237,9 @@ def _of_ranges(columns: Sequence[Column], n_workers: int) -> ReadingMemory:
 def _left_out(path: Path, choice: FieldChoice) -> tuple[str, ...]:
     if not choice.left_out:
         return ()
-    return (f"{path}: left out {', '.join(choice.left_out)}; fields that are named can take them",)
+    told = [f"{name} ({why})" for name, why in choice.left_out.items()]
+    told += [f"{choice.n_more:,} more"] if choice.n_more else []
+    return (f"{path}: left out {', '.join(told)}",)
 
 
 def probe_hdf5(path: Path, options: SourceOptions) -> HierarchySource:
@@ -227,6 +247,7 @@ def probe_hdf5(path: Path, options: SourceOptions) -> HierarchySource:
     _check_options(path, "HDF5", options)
     provenance = provenance_of(path, "hdf5")[0]
     arrays = hdf5.arrays_of(path)
+    refuse_columns(arrays, "HDF5", options, where=str(path))
     choice = _chosen(path, arrays, partial(hdf5.array_at, path), options)
     return _located(path, choice, options, provenance, stored_bytes=provenance["bytes"])
 
@@ -235,6 +256,7 @@ def probe_zarr(path: Path, options: SourceOptions) -> HierarchySource:
     """Open a Zarr directory of another program: its metadata, and which chunks there are."""
     _check_options(path, "Zarr", options)
     arrays = zarr_arrays.arrays_of(path)
+    refuse_columns(arrays, "Zarr", options, where=str(path))
     choice = _chosen(path, arrays, lambda name: None, options)
     folders = tuple(sorted({array.name.strip("/") for array in choice.arrays.values()}))
     n_bytes, mtime_ns = folders_status(path, folders)
@@ -242,8 +264,21 @@ def probe_zarr(path: Path, options: SourceOptions) -> HierarchySource:
     return _located(path, choice, options, provenance, stored_bytes=n_bytes)
 
 
+def present_arrays(path: Path, names: Collection[str], *, is_zarr: bool) -> set[str]:
+    """Return which of some arrays a file or directory has."""
+    listed = {array.name for array in (zarr_arrays.arrays_of(path) if is_zarr else hdf5.arrays_of(path))}
+    return {name for name in names if name in listed or (not is_zarr and _is_linked(path, name))}
+
+
+def _is_linked(path: Path, name: str) -> bool:
+    try:
+        return hdf5.array_at(path, name) is not None
+    except InputError:
+        return False
+
+
 def _check_options(path: Path, kind: str, options: SourceOptions) -> None:
-    refuse_options(path, kind, options, "label_column", "columns", "dtype", "shape")
+    refuse_options(path, kind, options, "dtype", "shape")
     if options.sample_axis:
         raise InputError(
             f"samples along axis {options.sample_axis} are not read",

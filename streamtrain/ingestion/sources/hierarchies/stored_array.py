@@ -136,6 +136,10 @@ class StoredArray(ABC):
         """Bytes of the table of its chunks."""
         return 0 if self.offset is not None else self.grid.n_chunks * PLACE_BYTES
 
+    def dimension(self) -> str | None:
+        """Return the name of the axis of samples, where it has one."""
+        return None
+
     @abstractmethod
     def locate(self) -> None:
         """Find where its chunks lie, and count those that are absent."""

@@ -55,6 +55,9 @@ class ZarrArray(StoredArray):
         """The array, for errors."""
         return str(self.path)
 
+    def dimension(self) -> str | None:
+        return self._described.dimensions[0] if self._described.dimensions else None
+
     def locate(self) -> None:
         """Look up the files of the chunks, or read the index of every shard."""
         with reading(self.path):

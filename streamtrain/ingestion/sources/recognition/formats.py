@@ -111,6 +111,9 @@ def _unknown(path: Path, suffix: str) -> InputError:
     own = [suffix for family in _FORMATS for suffix in family.suffixes]
     others = [f".{point.name}" for point in entry_points(group=ENTRY_POINT_GROUP)]
     found = kind_of(path) if path.is_file() else None
+    if found == "HDF5":  # by its name; its content has a reader
+        what = "it is named like HDF5 or NetCDF4, and does not begin like one"
+        return InputError(what, where=str(path), fix="write or download it again")
     return InputError(
         f"no reader for files named *{suffix}" if suffix else "the name has no suffix to tell the format",
         where=str(path),

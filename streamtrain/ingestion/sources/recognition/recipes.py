@@ -8,7 +8,7 @@ from typing import Final
 
 _PYTHON: Final = "in Python, "
 _LINES: Final[dict[str, str]] = {
-    "NetCDF 3": "import numpy, xarray; numpy.save({npy}, xarray.open_dataset({path})['NAME'])",
+    "NetCDF 3": "import xarray; xarray.open_dataset({path}).to_netcdf({nc4}, format='NETCDF4')",
     "Arrow IPC": "import pyarrow.feather, streamtrain as st; "
     'st.ingest(pyarrow.feather.read_table({path}), "data.zarr")',
     "ORC": "import pyarrow.orc, pyarrow.parquet; "
@@ -43,7 +43,6 @@ _COMMANDS: Final[dict[str, str]] = {
     "text": "mv {path} {stem}.csv",
     "a .npy array": "mv {path} {stem}.npy",
     "Parquet": "mv {path} {stem}.parquet",
-    "HDF5": "write or download {path} again: it does not begin like HDF5",
 }
 
 
@@ -56,7 +55,7 @@ def recipe(path: Path, kind: str) -> str | None:
         return _COMMANDS[kind].format(path=quoted, stem=shlex.quote(str(path.with_suffix(""))))
     if kind not in _LINES:
         return None
-    made = {suffix: repr(str(path.with_suffix(f".{suffix}"))) for suffix in ("npy", "csv", "parquet")}
+    made = {suffix: repr(str(path.with_suffix(f".{suffix}"))) for suffix in ("npy", "csv", "parquet", "nc4")}
     return _PYTHON + _LINES[kind].format(path=repr(str(path)), **made)
 
 

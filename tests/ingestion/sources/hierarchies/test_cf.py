@@ -123,6 +123,29 @@ def test_a_missing_value_is_refused_by_its_row_unless_nan_is_kept(tmp_path: Path
     assert dataset[:]["x"].tolist()[:3] == [1.0, 2.0, 3.0]
 
 
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize("form", ["nc", 2, 3])
+def test_the_line_that_leaves_rows_out_of_a_file(
+    tmp_path: Path, form: Any, monkeypatch: pytest.MonkeyPatch, read_all: ReadAll
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    coordinates = {"time": np.arange(40), "lat": np.arange(6.0)}
+    data = xr.Dataset({"t2m": (("time", "lat", "lon"), np.where(VALUES > 305, np.nan, VALUES))}, coords=coordinates)
+    n_whole = int((~np.isnan(data["t2m"].values).reshape(40, -1).any(1)).sum())
+    path = "a.nc" if form == "nc" else "a.zarr"
+    if form == "nc":
+        data.to_netcdf(path, engine="netcdf4", encoding={"t2m": {"_FillValue": -9999.0}})
+    else:
+        data.to_zarr(path, zarr_format=form, encoding={"t2m": {"_FillValue": -9999.0}})
+    with pytest.raises(InputError) as caught:
+        read_all(open_source(path))
+    line = str(caught.value.fix).partition("leave such rows out: ")[2].partition("; or")[0]
+    assert "dropna('time', subset=['t2m'])" in line
+    eval(line, {"xarray": xr})
+    rows = read_all(open_source("whole.nc" if form == "nc" else "whole.zarr"))
+    assert rows["t2m"].shape == (n_whole, 6, 5)
+
+
 def test_labels_stay_whole_numbers(tmp_path: Path, read_all: ReadAll) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["y"] = np.array([1, 0, 2], "i2")
@@ -181,6 +204,32 @@ def test_time_is_refused_unless_it_is_named_as_a_date(
     for unit, length in (("seconds", 1), ("days", 86400)):
         options = SourceOptions(fields=named, table=TableOptions(dates={"when": unit}))
         assert np.array_equal(read_all(open_source(path, options=options))["when"], expected / length)
+
+
+@pytest.mark.parametrize(
+    ("stored", "units", "unit", "dtype"),
+    [
+        ("i4", "days since 2000-01-01", "days", "int64"),
+        ("i8", "hours since 2000-01-01 06:00", "seconds", "int64"),
+        ("i8", "hours since 2000-01-01", "days", "float64"),
+        ("i4", "days since 2000-01-01 12:00", "days", "float64"),
+        ("f8", "days since 2000-01-01", "days", "float64"),
+    ],
+)
+def test_dates_as_ids_are_whole_numbers_where_they_stay_so(
+    tmp_path: Path, stored: str, units: str, unit: str, dtype: str, read_all: ReadAll
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = np.ones((30, 2))
+        file["when"] = np.arange(30).astype(stored)
+        file["when"].attrs["units"] = units
+    both = {}
+    for field in ("id", "when"):
+        options = SourceOptions(fields={"x": "x", field: "when"}, table=TableOptions(dates={field: unit}))
+        both[field] = read_all(open_source(tmp_path / "a.h5", options=options))[field]
+    assert both["id"].dtype == dtype
+    assert both["when"].dtype == np.float64
+    assert np.array_equal(both["id"], both["when"])
 
 
 def test_attributes_of_arrays_that_nobody_wants_do_not_matter(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import streamtrain as st
-from streamtrain.errors import UsageError
+from streamtrain.errors import Fix, UsageError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.hierarchies import hdf5
 from streamtrain.ingestion.sources.hierarchies.stored_array import StoredArray
@@ -135,7 +136,21 @@ def test_without_names_all_arrays_of_the_longest_axis_are_taken(tmp_path: Path) 
     said: list[str] = []
     assert set(ingest(path, tmp_path / "a.zarr", say=said.append)) == {"x", "y"}
     assert f"{path}: x is /x, float32 (100, 3, 5, 4)" in said
-    assert f"{path}: left out /mean, /names; fields that are named can take them" in said
+    left_out = "/mean (4 rows), /names (it holds text), /title (it is a single value, without an axis of samples)"
+    assert f"{path}: left out {left_out}" in said
+
+
+def test_options_of_columns_are_refused_with_the_fields_that_say_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", **{"in/x": X}, next_mean=np.arange(100.0), time=np.arange(100))
+    for given in ({"label_column": "next_mean", "id_column": "time"}, {"columns": ["x"], "id_column": "time"}):
+        with pytest.raises(UsageError, match="does not apply to HDF5 files") as caught:
+            ingest(path, tmp_path / "a.zarr", **given)
+        assert isinstance(caught.value.fix, Fix)
+        fields = caught.value.fix.argument("fields").value
+        expected = {"x": "/in/x", "y": "/next_mean", "id": "/time"}
+        assert fields == {name: expected[name] for name in fields}
+        assert set(ingest(path, tmp_path / "a.zarr", fields=fields)) == set(fields) >= {"x", "id"}
+        shutil.rmtree(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize(

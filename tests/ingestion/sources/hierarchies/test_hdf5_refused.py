@@ -42,7 +42,7 @@ def make(path: Path, fill: Callable[[h5py.File], Any], **options: Any) -> Path:
         (lambda f: f.create_dataset("x", data=["a", "b"]), "/x", "it holds text", "a number for each text"),
         (lambda f: f.create_dataset("x", data=np.array([b"a"])), "/x", "it holds text", "number"),
         (lambda f: f.create_dataset("x", data=np.zeros(3, [("a", "f4")])), "/x", "compound: a", "member"),
-        (lambda f: f.create_dataset("x", data=np.zeros(3, "c8")), "/x", "compound: real", "member"),
+        (lambda f: f.create_dataset("x", data=np.zeros(3, "c8")), "/x", "its numbers are complex", "imaginary"),
         (lambda f: f.create_dataset("x", (3,), h5py.vlen_dtype("f4")), "/x", "different lengths", "pad"),
         (lambda f: f.create_dataset("x", (3,), "V4"), "/x", "opaque", "numbers"),
         (lambda f: f.create_dataset("x", (3,), h5py.ref_dtype), "/x", "references", "name what"),
@@ -122,7 +122,9 @@ def test_a_file_that_is_written_truncated_or_none(tmp_path: Path) -> None:
     copy.write_bytes(whole[:8] + bytes(99))
     assert "not readable as HDF5" in refused(copy).what
     copy.write_bytes(b"something else")
-    assert "does not begin like HDF5" in str(refused(copy).fix)
+    error = refused(copy)
+    assert "does not begin like one" in error.what
+    assert error.why is None
 
 
 def test_a_chunk_that_is_damaged_short_or_beyond_the_end(tmp_path: Path) -> None:
