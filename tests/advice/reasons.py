@@ -57,6 +57,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "needs a folder that nobody can read": (
         "ingestion/sources/images/class_folders.py:_listed: copy it to another disk",
+        "loader/decode/image_files.py:_unreadable: write or download it again, or leave it out",
     ),
     "needs a file that changes while it is read": (
         "ingestion/sources/images/class_folders.py:ImageFolder._bytes: ingest again when nothing writes to it",

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.loss import _Loss
 
 from streamtrain.cli.compatibility import check_categories, say_matched
-from streamtrain.cli.inference.predict import opened_data, refuse_swapped
+from streamtrain.cli.inference.predict import decoded_by, opened_data, refuse_swapped
 from streamtrain.cli.options import note_doubt
 from streamtrain.cli.output import as_command_line, emit, note
 from streamtrain.cli.preparation.images import decode_of
@@ -21,6 +21,7 @@ from streamtrain.cli.results import result_lines
 from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.rows import RawRows
 from streamtrain.loader.decode.image_dataset import with_images
+from streamtrain.loader.decode.image_files import ImageFiles, ImagePaths, labels_by_folder
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import LOSS_DEFINITIONS, Loss, resolve_loss
 from streamtrain.models.table_inputs import CATEGORIES
@@ -31,7 +32,7 @@ from streamtrain.store.schema.task import TaskName
 from streamtrain.store.split_root import TEST, VAL, is_split_root
 from streamtrain.system.units import parse_bytes
 from streamtrain.training.batch_stream import BatchStream
-from streamtrain.training.inference.batches import most_in_batch
+from streamtrain.training.inference.batches import images_of_run, most_images, most_in_batch
 from streamtrain.training.inference.raw_stream import RawStream, check_known_labels
 from streamtrain.training.inference.saved_run import (
     SavedRun,
@@ -76,6 +77,8 @@ def run_evaluate(
     data = opened_data(sources, *given, labels_from=labels, split=split, preferred=(TEST, VAL))
     if isinstance(data, Dataset):
         data = with_images(data, decode_of_run(saved.config) if images is None else decode_of(data, images))
+    elif isinstance(data, ImagePaths):
+        data = _labelled(saved, data, images, memory)
     loss, is_own = _loss(saved, data)
     trainer = _trained(saved, model, loss, used, device, data)
     opened = _of_dataset if isinstance(data, Dataset) else _of_rows
@@ -94,7 +97,15 @@ def run_evaluate(
     emit(as_json, result, Lines.of(lines))
 
 
-def _measured_on(saved: SavedRun, data: Dataset | RawRows) -> tuple[str | None, str]:
+def _labelled(saved: SavedRun, images: ImagePaths, how: str | None, memory: str) -> ImageFiles:
+    """Read images with their labels, the names of their folders."""
+    decode = decode_of_run(saved.config)
+    decode = decode if how is None else decoded_by(decode, how)
+    labels = labels_by_folder(images, saved.schema.classes)
+    return images_of_run(images, decode, parse_bytes(memory, name="memory"), "the run", labels=labels)
+
+
+def _measured_on(saved: SavedRun, data: Dataset | RawRows | ImageFiles) -> tuple[str | None, str]:
     """Name the split that is measured on, if it is one, and what the figures are of."""
     if not isinstance(data, Dataset):
         return None, TEST
@@ -126,11 +137,15 @@ _CHECKED: Final = 2
 
 
 @contextmanager
-def _of_rows(saved: SavedRun, trainer: Trainer, data: RawRows, batch_size: int, memory: str) -> Iterator[BatchStream]:
+def _of_rows(
+    saved: SavedRun, trainer: Trainer, data: RawRows | ImageFiles, batch_size: int, memory: str
+) -> Iterator[BatchStream]:
     """Read raw rows with their labels."""
     n_rows = data.n_rows or sum(len(run[trainer.target]) for run in data)
     n_classes = saved.config.get("n_outputs") if saved.task == "classification" else None
-    if n_classes is not None and trainer.loss.kind == "classes":
+    if isinstance(data, ImageFiles):
+        batch_size = min(batch_size, most_images(data, parse_bytes(memory, name="memory")))
+    elif n_classes is not None and trainer.loss.kind == "classes":
         check_known_labels(data, trainer.target, reading_of_config(saved.config), n_classes, trainer.loss.ignored)
     stream = RawStream(data, data.fields, n_rows, known=saved.schema, n_classes=n_classes, batch_size=batch_size)
     first = next(iter(stream))
@@ -138,7 +153,7 @@ def _of_rows(saved: SavedRun, trainer: Trainer, data: RawRows, batch_size: int, 
     yield stream
 
 
-def _loss(saved: SavedRun, data: Dataset | RawRows) -> tuple[Loss, bool]:
+def _loss(saved: SavedRun, data: Dataset | RawRows | ImageFiles) -> tuple[Loss, bool]:
     """Return the loss that outputs are scored by, and whether it is the run's own: that of its task where it is not."""
     name, ignored = saved.config["loss"], saved.config.get("ignore_index")
     if "log_output" in saved.config:

@@ -34,6 +34,7 @@ class Part:
     n_classes: int | None = None
     id: Array | None = None
     unseen: Mapping[str, int] | None = None
+    files: tuple[str, ...] | None = None  # of all rows, by their numbers
 
     def __len__(self) -> int:
         return len(self.prediction)
