@@ -36,6 +36,7 @@ from streamtrain.cli.output import (
 from streamtrain.cli.preparation.dry_run import dry_run
 from streamtrain.cli.preparation.images import seen_as
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
+from streamtrain.cli.preparation.run_facts import data_to_measure
 from streamtrain.cli.preparation.threads import CoreWatch
 from streamtrain.cli.ranks import device_of_rank, is_first, launch, of_first, process_group
 from streamtrain.cli.results import TrainOutcome, no_better, wall_seconds
@@ -49,10 +50,9 @@ from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.media.pillow import pillow_version
 from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.store.schema.task import TaskName
-from streamtrain.store.split_root import TEST, chosen_split
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, publish_event
-from streamtrain.system.files import local_path, numbered_folder
+from streamtrain.system.files import numbered_folder
 from streamtrain.system.memory import held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import counted, format_bytes
@@ -247,8 +247,7 @@ def _opened(of_run: ExitStack, out: Path, config: dict[str, object], *, resumes:
 
 def _next_commands(out: Path, dest: Path) -> tuple[str, ...]:
     """Name the commands that use the run."""
-    has_test = chosen_split(local_path(dest), TEST) == TEST
-    run, data = str(out), [str(dest), *(["--split", TEST] if has_test else [])]
+    run, data = str(out), data_to_measure(dest)
     commands = (["evaluate", run, *data], ["predict", run, *data, "--out", "predictions.csv"], ["report", run])
     return tuple(command_line(["streamtrain", *words]) for words in commands)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -47,6 +47,8 @@ from streamtrain.training.run.checkpoint import load_weights
 from streamtrain.training.trainer import Trainer
 
 _NONE = "none"
+_AGAIN: Final = "training data, again"
+_DATA: Final = "data"
 
 
 def run_evaluate(
@@ -86,13 +88,13 @@ def run_evaluate(
         metrics = trainer.evaluate(stream, positive=positive)
     if not is_own:
         note(f"the run's loss, {saved.config['loss']}, was made in Python, so it is not among the scores")
-    of_split, on = _measured_on(saved, data)
+    of_split, on = _measured_on(saved, data, sources)
     facts = {"split": of_split, "measured_on": on, "accuracy": None, **metrics.facts()}
     where = sources[0] if isinstance(data, Dataset) else list(sources)
     facts |= {} if is_own else {"loss": None}
     result = {"run": run, "dataset": where, "weights": saved.chosen.named(), "samples": metrics.n_samples, **facts}
     head = [f"split {of_split}"] if of_split else []
-    scores = result_lines(metrics, on, every_row=per_class, with_loss=is_own)
+    scores = result_lines(metrics, f"{on}:" if on == _AGAIN else on, every_row=per_class, with_loss=is_own)
     lines = [as_command_line(saved.chosen.told()), *head, scores]
     emit(as_json, result, Lines.of(lines))
 
@@ -105,12 +107,14 @@ def _labelled(saved: SavedRun, images: ImagePaths, how: str | None, memory: str)
     return images_of_run(images, decode, parse_bytes(memory, name="memory"), "the run", labels=labels)
 
 
-def _measured_on(saved: SavedRun, data: Dataset | RawRows | ImageFiles) -> tuple[str | None, str]:
+def _measured_on(
+    saved: SavedRun, data: Dataset | RawRows | ImageFiles, sources: Sequence[str]
+) -> tuple[str | None, str]:
     """Name the split that is measured on, if it is one, and what the figures are of."""
     if not isinstance(data, Dataset):
-        return None, TEST
+        return None, Path(sources[0]).name or _DATA if len(sources) == 1 else _DATA
     of_split = data.path.name if is_split_root(data.path.parent) else None
-    return of_split, "train (again)" if data.id == saved.config.get("dataset_id") else of_split or TEST
+    return of_split, _AGAIN if data.id == saved.config.get("dataset_id") else of_split or TEST
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from streamtrain.loader.decode.image_files import ImagePaths, image_paths
 from streamtrain.models.forward import check_autocast
 from streamtrain.store.dataset import Dataset, open_dataset, open_preferred
 from streamtrain.store.schema.columns import TEXT_FORM, Schema
+from streamtrain.store.split_root import TEST, VAL, chosen_split, read_splits
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import MemoryMeter, limit_heap_growth
 from streamtrain.system.units import format_bytes, format_duration, format_rate, parse_bytes
@@ -196,6 +197,9 @@ def opened_data(
         if labels_from:
             raise UsageError("--labels with a dataset", why="Its labels are a field of it", fix="leave it out")
         named = split is not None or not preferred
+        if split is None and named and (root := read_splits(first)) is not None and len(root.names) > 1:
+            what = f"there are {len(root.names)} datasets here: {', '.join(root.names)}"
+            raise UsageError(what, where=sources[0], fix=f"--split {chosen_split(first, TEST, VAL)}, say")
         return open_dataset(first, split=split) if named else open_preferred(first, *preferred)
     if split is not None:
         raise UsageError("--split with raw files", why="It names one of the datasets of an ingest", fix="leave it out")

@@ -8,8 +8,9 @@ from typing import Any
 from streamtrain.cli.output import command_line
 from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.errors import Lines
+from streamtrain.store.split_root import TEST, TRAIN, VAL, chosen_split, is_split_root
 from streamtrain.store.writing.lock import is_folder_locked
-from streamtrain.system.files import names_in
+from streamtrain.system.files import local_path, names_in
 from streamtrain.system.units import format_figures
 from streamtrain.training.best.monitor import BestEpoch, best_of
 from streamtrain.training.run.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint
@@ -36,6 +37,7 @@ def run_text(path: Path) -> Lines:
     """Write the facts of a run, a line each."""
     run, (newest, skipped) = read_run(path), find_checkpoint(path)
     config, best = run.config, _best(newest)
+    data = data_to_measure(config.get("dataset") or "DEST")
     facts = [
         ("run", f"{path}: {_state(path)}, {_plural(run.n_epochs, 'epoch')}"),
         ("task", _task(config)),
@@ -54,9 +56,17 @@ def run_text(path: Path) -> Lines:
             f"the command that trained it, with {command_line(['--out', str(path), '--resume'])}; --epochs is "
             "the total",
         ),
-        ("next", command_line(["streamtrain", "evaluate", str(path), str(config.get("dataset") or "DEST")])),
+        ("next", command_line(["streamtrain", "evaluate", str(path), *data])),
     ]
     return Lines.of(f"{name:<8} {value}" for name, value in facts if value)
+
+
+def data_to_measure(dest: object) -> list[str]:
+    """Write the data that a run's model is measured on: of splits test or else val, not what it was trained on."""
+    path = Path(str(dest))
+    folder = path.parent if path.name == TRAIN and is_split_root(path.parent) else path
+    split = chosen_split(local_path(folder), TEST, VAL)
+    return [str(folder), *(["--split", split] if split else [])]
 
 
 def _state(path: Path) -> str:
