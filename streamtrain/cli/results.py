@@ -11,7 +11,7 @@ from streamtrain.cli.output import headspace_line, is_quiet, memory_line, time_l
 from streamtrain.diagnostics.headspace import Headspace
 from streamtrain.errors import Lines, ResourceError
 from streamtrain.loader.quarantine import QuarantinedBlock
-from streamtrain.system.units import format_figure, format_number, format_rate
+from streamtrain.system.units import counted, format_figure, format_number, format_rate
 from streamtrain.training.best.monitor import BestEpoch
 from streamtrain.training.metrics.results import Metrics, ScoreTable
 from streamtrain.training.metrics.user import METRIC_NAMES
@@ -123,7 +123,8 @@ def _reasons(history: History, metrics: Metrics, settings: Mapping[str, object])
         yield "every prediction is alike"
     is_few = history.counts.n_steps < _FEW_STEPS
     if is_few:
-        yield f"{history.counts.n_steps} steps are few: more --epochs, or a smaller --batch-size"
+        n = history.counts.n_steps
+        yield f"{counted(n, 'step')} {'is' if n == 1 else 'are'} few: more --epochs, or a smaller --batch-size"
     if not is_few or history.epochs[-1].train.loss >= history.epochs[0].train.loss:
         yield f"another --lr than {settings['--lr']:g}"
 

@@ -44,6 +44,7 @@ from streamtrain.diagnostics.headspace import headspace, kept_bytes
 from streamtrain.errors import Lines, ResourceError, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
+from streamtrain.loader.quarantine import telling_of_quarantine
 from streamtrain.models.factory import check_model_name, make_model, n_parameters
 from streamtrain.models.model_data import describe_data
 from streamtrain.store.dataset import Dataset, open_preferred
@@ -119,7 +120,7 @@ def run_train(*, as_json: bool, **given: Any) -> None:
     """Train as the command line says, and print the result."""
     options = TrainOptions.of(given)
     options = replace(options, device=device_of_rank(options.device))
-    with process_group(options.device):
+    with process_group(options.device), telling_of_quarantine():
         _run_train(options, as_json=as_json)
 
 
