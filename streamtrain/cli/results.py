@@ -205,6 +205,8 @@ class TrainOutcome:
     def text(self) -> str:
         """Write the lines below the table of epochs; those of memory and time are left out under ``--quiet``."""
         n_failed = self.history.checkpoint_failures
+        if self.trained_nothing:
+            return Lines.of([self._nothing(), f"run     {self.out}", *self._best_line()])
         return Lines.of(
             [
                 *self._ended(),
@@ -215,9 +217,21 @@ class TrainOutcome:
                 *(f"left out of --val {out}" for out in self.val_quarantined),
                 *([f"checkpoints that could not be saved: {n_failed}"] if n_failed else []),
                 f"run     {self.out}",
-                *([f"best    {self._best(self.history.best)}"] if self.history.best else []),
+                *self._best_line(),
             ]
         )
+
+    @property
+    def trained_nothing(self) -> bool:
+        """Whether the run that was resumed had all of its epochs before."""
+        return self.history.last is None and self.history.counts.n_steps > 0
+
+    def _nothing(self) -> str:
+        n = counted(self.history.counts.n_epochs, "epoch")
+        return f"trained nothing: the run already has {n}, and --epochs is the total"
+
+    def _best_line(self) -> list[str]:
+        return [f"best    {self._best(self.history.best)}"] if self.history.best else []
 
     def _cost(self) -> list[str]:
         """Write what the run took."""

@@ -221,10 +221,10 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
                 say(Lines.of(f"loader  {loader.projection}" for loader in loaders.all))
             begun.cores.look()
             shape = next(field.shape for field in dataset.fields if field.name == options.target)
-            say(epoch_head(score_name(trainer.loss, shape), with_val=val is not None, monitor=begun.monitor))
+            head = epoch_head(score_name(trainer.loss, shape), with_val=val is not None, monitor=begun.monitor)
             start = seconds_so_far()
             with resume_hint(out), matching_was_told():
-                history = _fit(begun, loaders, run, out, say)
+                history = _fit(begun, loaders, run, out, say, head)
             projected = sum(loader.projection.total_bytes for loader in loaders.all)
             names = ("training", "validation")
             terms = {name: loader.projection.terms for name, loader in zip(names, loaders.all, strict=False)}
@@ -232,7 +232,7 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
         trained = _outcome(history, seconds, loaders, projected, out, trainer.optimizer.param_groups[0]["lr"])
         trained = replace(trained, then=_next_commands(out, options.dest))
         try:
-            if is_first():
+            if is_first() and not trained.trained_nothing:
                 write_memory(out, {**trained.memory, "terms": terms})
         except ResourceError as error:
             trained = replace(trained, unwritten=error)
@@ -276,10 +276,16 @@ def _outcome(
     )
 
 
-def _fit(begun: _Begun, loaders: SizedLoaders, run: Run, out: Path, say: Callable[[str], None]) -> History:
+def _fit(begun: _Begun, loaders: SizedLoaders, run: Run, out: Path, say: Callable[[str], None], head: str) -> History:
     options = begun.options
+    # A run that is resumed may have all of its epochs, and no line comes below the head.
+    heads = iter([head])
+    if not options.resume:
+        say(next(heads))
 
     def say_epoch(summary: EpochSummary) -> None:
+        for line in heads:
+            say(line)
         begun.cores.look()
         say(epoch_line(summary, begun.monitor))
 
@@ -303,6 +309,8 @@ def _fit(begun: _Begun, loaders: SizedLoaders, run: Run, out: Path, say: Callabl
         on_resume=partial(say_resumed, out),
     )
     if history.last is not None and history.last.partial:
+        for line in heads:
+            say(line)
         say(epoch_line(history.last, begun.monitor))
     return history
 

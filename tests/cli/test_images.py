@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,7 @@ def test_images_in_files_are_predicted_as_those_of_the_dataset(
     assert part["file"].tolist() == ["cat/019.png", "dog/000.jpg"]
     for out in ("a.csv", "a.parquet"):
         assert _main("predict", run, folder, "--out", tmp_path / out, "--batch-size", "7", "--memory", "64MB") == 0
+    assert re.search(r"memory  budget 64.0 MB, measured [\d.]+ [KM]B", capsys.readouterr().out)
     lines = (tmp_path / "a.csv").read_text().splitlines()
     assert lines[0] == "row,file,prediction,probability"
     assert [line.split(",")[1] for line in lines[1:]] == [str(file.relative_to(folder)) for file in files]

@@ -328,7 +328,8 @@ def _lines(written: Written, seconds: float, memory: dict[str, Any]) -> list[str
     return [
         f"rows    {summary.n_rows:,} in {format_duration(seconds)}, {rate}",
         *summary.lines(),
-        f"memory  budget {format_bytes(memory['budget'])}{f': {terms}' if is_verbose() else ''}",
+        f"memory  budget {format_bytes(memory['budget'])}, measured {format_bytes(memory['measured'])}"
+        f"{f': {terms}' if is_verbose() else ''}",
     ]
 
 
