@@ -1,4 +1,4 @@
-"""What is printed as the next step works as it is printed, and figures are called by what they are of."""
+"""The next steps that are printed, which work as they are printed, and the names of figures."""
 
 from __future__ import annotations
 
