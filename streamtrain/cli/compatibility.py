@@ -157,7 +157,9 @@ def training_warnings(dataset: Dataset, batch_size: int) -> Iterator[str]:
             "version appended them without comparing their names; ingest all sources again"
         )
     if batch_size > len(dataset):
-        yield f"batch_size is {batch_size:,}, and there are {len(dataset):,} samples: each epoch is one batch"
+        are = "is" if len(dataset) == 1 else "are"
+        there = f"there {are} {counted(len(dataset), 'sample')}"
+        yield f"batch_size is {batch_size:,}, and {there}: each epoch is one batch"
 
 
 def poor_shuffle(dataset: Dataset, batch_size: int, lanes: int) -> str | None:
@@ -167,9 +169,9 @@ def poor_shuffle(dataset: Dataset, batch_size: int, lanes: int) -> str | None:
     section 5.4), an upper bound here: lanes that lie evenly over the dataset make it less.
     """
     effect = 1 + (batch_size / lanes - 1) * max(0.0, dataset.rho or 0.0)
-    if lanes >= _FEW_LANES or effect < _POOR_EFFECT:
+    if lanes >= _FEW_LANES or effect < _POOR_EFFECT or dataset.layout.block_rows == 1:
         return None
     return (
-        f"with {lanes} lanes the labels of a batch vary up to {effect:.1f} times as much as if drawn at random: "
-        "more --memory or --lanes shuffle better, and `streamtrain plan` measures how well"
+        f"with {counted(lanes, 'lane')} the labels of a batch vary up to {effect:.1f} times as much as if drawn at "
+        "random: more --memory or --lanes shuffle better, and `streamtrain plan` measures how well"
     )

@@ -357,7 +357,9 @@ def repair_command(dest: str, remove: bool, as_json: bool) -> None:
     }
     lines = [f"{item.path}: {item.what} ({format_bytes(item.n_bytes)})" for item in found]
     if not found:
-        lines = [f"{dest}: nothing is left of any ingest"]
+        looks = command_line(["streamtrain", "verify", dest, "--full"])
+        is_there = [f"whether the dataset itself is damaged: {looks}"] if result["dataset"] else []
+        lines = [f"{dest}: nothing is left of any ingest", *is_there]
     else:
         removal = command_line(["streamtrain", "repair", dest, "--remove"])
         lines.append("removed" if remove else f"{removal} removes them")

@@ -224,10 +224,11 @@ def _print_found(as_json: bool, source: str | list[str], dest: str, options: dic
         "sources": found.sources,
         "split_rule": None if found.rule is None else found.rule.as_json(),
     }
-    n_rows = "rows that only reading counts" if found.n_samples is None else f"{found.n_samples:,} samples"
+    n_rows = "rows that only reading counts" if found.n_samples is None else counted(found.n_samples, "sample")
     lines = [f"{n_rows} of {_fields_text(result['fields'])}"]
     if found.n_bytes is not None:
-        lines.append(f"{format_bytes(found.n_bytes)} in blocks of {found.block_rows:,} samples, before compression")
+        blocks = f"blocks of {counted(found.block_rows or 0, 'sample')}"
+        lines.append(f"{format_bytes(found.n_bytes)} in {blocks}, before compression")
     for entry in found.sources:
         facts = [f"{name} {_fact_text(entry[name])}" for name in _FACTS if entry.get(name)]
         lines.append(f"{entry.get('path', 'in memory')}: {', '.join([entry['format'], *facts])}")

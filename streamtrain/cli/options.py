@@ -266,7 +266,11 @@ class TrainOptions:
     )
     drop_last: bool = _option(False, "Leave out a short last batch.", "Shuffle", is_flag=True)
     on_bad_block: str = _option(
-        "error", "On a damaged block: end, or leave its samples out.", "Faults", type=Choice(ON_BAD_BLOCK)
+        "error",
+        "On a damaged block: end, or leave its samples out.",
+        "Faults",
+        type=Choice(ON_BAD_BLOCK),
+        metavar="|".join(ON_BAD_BLOCK),
     )
     seed: int = _option(0, "Seed of order, weights and dropout.", "Model", type=int)
     device: str = _option("auto", DEVICE_HELP, "Memory", type=Suggestion(values.DEVICES), metavar="DEVICE")

@@ -231,7 +231,7 @@ def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
         *(("", line) for line in _term_lines(plan)),
         (
             "shuffle",
-            f"{counted(sizes.lanes, 'lane')} in {sizes.groups} group{'s' * (sizes.groups > 1)}, {share:.2%} of the "
+            f"{counted(sizes.lanes, 'lane')} in {counted(sizes.groups, 'group')}, {share:.2%} of the "
             f"blocks at a time: a batch draws its samples from all lanes; room for {sizes.prefetch:,} read ahead",
         ),
         ("reads", f"about {_reads_text(plan.first)} in the first epoch"),

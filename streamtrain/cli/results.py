@@ -11,7 +11,7 @@ from streamtrain.cli.output import headspace_line, is_quiet, memory_line, time_l
 from streamtrain.diagnostics.headspace import Headspace
 from streamtrain.errors import Lines, ResourceError
 from streamtrain.loader.quarantine import QuarantinedBlock
-from streamtrain.system.units import format_figure, format_number, format_rate
+from streamtrain.system.units import counted, format_figure, format_number, format_rate
 from streamtrain.training.best.monitor import BestEpoch
 from streamtrain.training.metrics.results import Metrics, ScoreTable
 from streamtrain.training.metrics.user import METRIC_NAMES
@@ -123,7 +123,8 @@ def _reasons(history: History, metrics: Metrics, settings: Mapping[str, object])
         yield "every prediction is alike"
     is_few = history.counts.n_steps < _FEW_STEPS
     if is_few:
-        yield f"{history.counts.n_steps} steps are few: more --epochs, or a smaller --batch-size"
+        n = history.counts.n_steps
+        yield f"{counted(n, 'step')} {'is' if n == 1 else 'are'} few: more --epochs, or a smaller --batch-size"
     if not is_few or history.epochs[-1].train.loss >= history.epochs[0].train.loss:
         yield f"another --lr than {settings['--lr']:g}"
 
@@ -204,6 +205,8 @@ class TrainOutcome:
     def text(self) -> str:
         """Write the lines below the table of epochs; those of memory and time are left out under ``--quiet``."""
         n_failed = self.history.checkpoint_failures
+        if self.trained_nothing:
+            return Lines.of([self._nothing(), f"run     {self.out}", *self._best_line()])
         return Lines.of(
             [
                 *self._ended(),
@@ -214,9 +217,21 @@ class TrainOutcome:
                 *(f"left out of --val {out}" for out in self.val_quarantined),
                 *([f"checkpoints that could not be saved: {n_failed}"] if n_failed else []),
                 f"run     {self.out}",
-                *([f"best    {self._best(self.history.best)}"] if self.history.best else []),
+                *self._best_line(),
             ]
         )
+
+    @property
+    def trained_nothing(self) -> bool:
+        """Whether the run that was resumed had all of its epochs before."""
+        return self.history.last is None and self.history.counts.n_steps > 0
+
+    def _nothing(self) -> str:
+        n = counted(self.history.counts.n_epochs, "epoch")
+        return f"trained nothing: the run already has {n}, and --epochs is the total"
+
+    def _best_line(self) -> list[str]:
+        return [f"best    {self._best(self.history.best)}"] if self.history.best else []
 
     def _cost(self) -> list[str]:
         """Write what the run took."""

@@ -36,6 +36,7 @@ from streamtrain.cli.output import (
 from streamtrain.cli.preparation.dry_run import dry_run
 from streamtrain.cli.preparation.images import seen_as
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
+from streamtrain.cli.preparation.run_facts import data_to_measure
 from streamtrain.cli.preparation.threads import CoreWatch
 from streamtrain.cli.ranks import device_of_rank, is_first, launch, of_first, process_group
 from streamtrain.cli.results import TrainOutcome, no_better, wall_seconds
@@ -43,16 +44,16 @@ from streamtrain.diagnostics.headspace import headspace, kept_bytes
 from streamtrain.errors import Lines, ResourceError, StreamtrainError, UsageError
 from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
+from streamtrain.loader.quarantine import telling_of_quarantine
 from streamtrain.models.factory import check_model_name, make_model, n_parameters
 from streamtrain.models.model_data import describe_data
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.media.pillow import pillow_version
 from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.store.schema.task import TaskName
-from streamtrain.store.split_root import TEST, chosen_split
 from streamtrain.system.arguments import check_seed
 from streamtrain.system.events import Reserved, publish_event
-from streamtrain.system.files import local_path, numbered_folder
+from streamtrain.system.files import numbered_folder
 from streamtrain.system.memory import held_bytes, limit_heap_growth
 from streamtrain.system.signals import Interrupted
 from streamtrain.system.units import counted, format_bytes
@@ -119,7 +120,7 @@ def run_train(*, as_json: bool, **given: Any) -> None:
     """Train as the command line says, and print the result."""
     options = TrainOptions.of(given)
     options = replace(options, device=device_of_rank(options.device))
-    with process_group(options.device):
+    with process_group(options.device), telling_of_quarantine():
         _run_train(options, as_json=as_json)
 
 
@@ -220,10 +221,10 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
                 say(Lines.of(f"loader  {loader.projection}" for loader in loaders.all))
             begun.cores.look()
             shape = next(field.shape for field in dataset.fields if field.name == options.target)
-            say(epoch_head(score_name(trainer.loss, shape), with_val=val is not None, monitor=begun.monitor))
+            head = epoch_head(score_name(trainer.loss, shape), with_val=val is not None, monitor=begun.monitor)
             start = seconds_so_far()
             with resume_hint(out), matching_was_told():
-                history = _fit(begun, loaders, run, out, say)
+                history = _fit(begun, loaders, run, out, say, head)
             projected = sum(loader.projection.total_bytes for loader in loaders.all)
             names = ("training", "validation")
             terms = {name: loader.projection.terms for name, loader in zip(names, loaders.all, strict=False)}
@@ -231,7 +232,7 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
         trained = _outcome(history, seconds, loaders, projected, out, trainer.optimizer.param_groups[0]["lr"])
         trained = replace(trained, then=_next_commands(out, options.dest))
         try:
-            if is_first():
+            if is_first() and not trained.trained_nothing:
                 write_memory(out, {**trained.memory, "terms": terms})
         except ResourceError as error:
             trained = replace(trained, unwritten=error)
@@ -247,8 +248,7 @@ def _opened(of_run: ExitStack, out: Path, config: dict[str, object], *, resumes:
 
 def _next_commands(out: Path, dest: Path) -> tuple[str, ...]:
     """Name the commands that use the run."""
-    has_test = chosen_split(local_path(dest), TEST) == TEST
-    run, data = str(out), [str(dest), *(["--split", TEST] if has_test else [])]
+    run, data = str(out), data_to_measure(dest)
     commands = (["evaluate", run, *data], ["predict", run, *data, "--out", "predictions.csv"], ["report", run])
     return tuple(command_line(["streamtrain", *words]) for words in commands)
 
@@ -276,10 +276,16 @@ def _outcome(
     )
 
 
-def _fit(begun: _Begun, loaders: SizedLoaders, run: Run, out: Path, say: Callable[[str], None]) -> History:
+def _fit(begun: _Begun, loaders: SizedLoaders, run: Run, out: Path, say: Callable[[str], None], head: str) -> History:
     options = begun.options
+    # A run that is resumed may have all of its epochs, and no line comes below the head.
+    heads = iter([head])
+    if not options.resume:
+        say(next(heads))
 
     def say_epoch(summary: EpochSummary) -> None:
+        for line in heads:
+            say(line)
         begun.cores.look()
         say(epoch_line(summary, begun.monitor))
 
@@ -303,6 +309,8 @@ def _fit(begun: _Begun, loaders: SizedLoaders, run: Run, out: Path, say: Callabl
         on_resume=partial(say_resumed, out),
     )
     if history.last is not None and history.last.partial:
+        for line in heads:
+            say(line)
         say(epoch_line(history.last, begun.monitor))
     return history
 

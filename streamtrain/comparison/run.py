@@ -22,11 +22,12 @@ from streamtrain.comparison.settings import RunChoice
 from streamtrain.comparison.setup import ComparisonSetup, rehearse, trainable
 from streamtrain.comparison.surface import Snapshot, Trajectory
 from streamtrain.comparison.variance import UpdateVariance
-from streamtrain.errors import Argument, CheckpointError, DivergedError, Fix, first_line, with_remedy
+from streamtrain.errors import Argument, CheckpointError, DamagedBlock, DivergedError, Fix, first_line, with_remedy
 from streamtrain.loader.batch import Batch
 from streamtrain.loader.shared_budget import non_loader_memory
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.optim.optimizers import usual_rate
+from streamtrain.store.byte_ranges import RESTORE
 from streamtrain.system.json_values import objects, to_json_value
 from streamtrain.system.memory import trim_heap
 from streamtrain.training.labels.facts import label_config
@@ -271,6 +272,10 @@ class _RunTracker:
         except DivergedError as error:
             self._end_diverged(error.told())
             return
+        except DamagedBlock as error:
+            # A comparison leaves no samples out, which would be others in each run.
+            error.fix = RESTORE
+            raise
         if history.last is None and not self._is_pending:
             return
         self._is_over = history.stopped_by != "epochs"

@@ -30,7 +30,7 @@ from streamtrain.system.files import local_path
 from streamtrain.system.memory import MemoryLimit, memory_limit, n_cores
 from streamtrain.system.units import format_bytes
 
-PACKAGES: Final = ("numpy", "zarr", "torch", "numcodecs", "crc32c", "dask", "pyarrow", "matplotlib")
+PACKAGES: Final = ("numpy", "zarr", "torch", "numcodecs", "crc32c", "dask", "pyarrow", "h5py", "pillow", "matplotlib")
 _BLOCK_BYTES: Final = 512 << 10
 _PIECE_BYTES: Final = 4 << 20
 _FILE_BYTES: Final = 256 << 20

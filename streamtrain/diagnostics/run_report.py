@@ -375,7 +375,7 @@ def _statistics(dataset: Dataset) -> PageSection:
         ("id", dataset.id),
         ("samples", f"{len(dataset):,}"),
         ("size", f"{format_bytes(dataset.nbytes)}; {format_bytes(dataset.stored_bytes)} stored ({layout.codec})"),
-        ("blocks", f"{layout.n_blocks:,} of {layout.block_rows:,} samples{rho}"),
+        ("blocks", f"{layout.n_blocks:,} of {counted(layout.block_rows, 'sample')}{rho}"),
     ]
     rows = [["field", "dtype", "shape", "mean", "std", "min", "max", "NaN", "infinite", "constant features"]]
     for field in dataset.layout.own_fields:

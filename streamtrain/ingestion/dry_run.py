@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamtrain.ingestion.ingest import begin, ingest, parse_mode
 from streamtrain.ingestion.opening import Given
-from streamtrain.ingestion.request import check_option_names, parse_request, sizes_for_request
+from streamtrain.ingestion.request import IngestRequest, check_option_names, parse_request, sizes_for_request
 from streamtrain.ingestion.resume import Say
 from streamtrain.ingestion.row_stream import RowStream
+from streamtrain.ingestion.sources.base import Source
 from streamtrain.ingestion.splits.rule import parse_split
 from streamtrain.store.dataset import Dataset
-from streamtrain.store.layout import Field, plan_layout
+from streamtrain.store.layout import ENCODED_CODEC, Field, Layout, plan_layout
 from streamtrain.store.split_root import SplitRule
 
 
@@ -64,7 +65,7 @@ def find(
             codec="none" if request.codec == "auto" else request.codec,
         )
         stream = None if opened.seekable else RowStream(opened, 1)
-        sizes_for_request(layout, opened, stream, request)
+        _check_sizes(layout, opened, stream, request, divides=begun.rule is not None)
     return FoundData(
         fields=opened.fields,
         own_fields=opened.fields if layout is None else layout.own_fields,
@@ -75,3 +76,13 @@ def find(
         block_rows=None if layout is None else layout.block_rows,
         rule=begun.rule,
     )
+
+
+def _check_sizes(
+    layout: Layout, source: Source, stream: RowStream | None, request: IngestRequest, *, divides: bool
+) -> None:
+    """Refuse a memory as the ingest does, which tries codecs where it is given none, but not while it divides rows."""
+    if request.codec == "auto" and layout.encoded_fields:
+        request = replace(request, codec=ENCODED_CODEC)
+    codec = request.codec if request.codec != "auto" else "none" if divides else "lz4"
+    sizes_for_request(replace(layout, codec=codec), source, stream, request)

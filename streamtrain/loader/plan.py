@@ -300,6 +300,9 @@ def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int, *, n_measuring: i
     # Of a batch that is the whole dataset, all samples come whatever the lanes.
     if sizes.lanes >= wanted or sizes.batch_size >= layout.n_samples:
         return ""
+    # Blocks come in random order, so a sample that is a block of its own is drawn alone, however few lanes there are.
+    if layout.block_rows == 1:
+        return ""
 
     def is_mended(layout: Layout, memory: int) -> bool:
         try:
@@ -316,8 +319,10 @@ def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int, *, n_measuring: i
     while rows and not is_mended(replace(layout, block_rows=rows), memory):
         rows //= 2
     blocks = f", or blocks of {format_bytes(rows * layout.row_bytes)}" if rows else ""
+    are = "is" if sizes.lanes == 1 else "are"
+    of_one = min(wanted / sizes.lanes, layout.block_rows)
     return (
-        f"{sizes.lanes:,} are fewer than a batch has samples, about {wanted / sizes.lanes:.3g} of which come from one "
+        f"{sizes.lanes:,} {are} fewer than a batch has samples, about {of_one:.3g} of which come from one "
         f"block; with memory of {format_bytes(budget)}{blocks} each would come from a block of its own"
     )
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -21,12 +22,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from streamtrain.errors import DamagedBlock, StreamtrainWarning, printable
+from streamtrain.errors import Argument, DamagedBlock, Fix, StreamtrainWarning, printable
 from streamtrain.loader.augmentation import Transform, batch_samples, sample_keys, takes_keys, transformed
 from streamtrain.loader.batch import Batch, channels_first
 from streamtrain.loader.decode.delivery import Decode
 from streamtrain.loader.reading.block_reader import BlockReader
 from streamtrain.shuffle.order import I64, EpochOrder
+from streamtrain.store.byte_ranges import RESTORE
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.layout import Layout
 from streamtrain.system.memory import memory_limit
@@ -48,6 +50,18 @@ class QuarantinedBlock:
         start, stop = self.samples
         file = printable(f"{self.file}: {self.why}")
         return f"block {self.block} of field {self.field} (samples {start} to {stop - 1}), {file}"
+
+
+@contextmanager
+def telling_of_quarantine() -> Iterator[None]:
+    """Say of damage that ends a training how it goes on without those samples."""
+    try:
+        yield
+    except DamagedBlock as error:
+        if error.fix == RESTORE:
+            way = Argument("on_bad_block", "quarantine")
+            error.fix = Fix(RESTORE, "; or train with ", way, ", which leaves its samples out")
+        raise
 
 
 class Quarantine:

@@ -88,9 +88,20 @@ def _meant(folder: Path) -> str:
     for known in ([path for path in folders if _is_dataset(path)], folders):
         if near := _near(folder, known):
             return f"did you mean {str(near)!r}?"
-    if near := _near(folder, [path for path in names if path.suffix and path.is_file()]):
+    if near := _near(folder, [path for path in names if _may_hold_data(path) and path.is_file()]):
         return f"did you mean the raw file {str(near)!r}? Ingest it first, and open the result"
     return "check the path"
+
+
+_NO_DATA: Final = (
+    *(".py", ".ipynb", ".sh", ".md", ".rst", ".pdf", ".html"),
+    *(".toml", ".yaml", ".yml", ".cfg", ".ini", ".log", ".lock"),
+)
+"""Suffixes of files that hold no rows."""
+
+
+def _may_hold_data(path: Path) -> bool:
+    return path.suffix != "" and path.suffix.lower() not in _NO_DATA
 
 
 def _is_dataset(path: Path) -> bool:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from streamtrain.loader.decode.delivery import Decode
 from streamtrain.loader.decode.image_dataset import decode_to_measure, opened_with_images
 from streamtrain.loader.device.resolve import resolve_device
+from streamtrain.loader.quarantine import telling_of_quarantine
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.forward import check_autocast, is_compiled, make_forward, original_model
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
@@ -382,7 +383,7 @@ class Trainer(PredictsInTraining):
         if isinstance(data, Dataset):
             self.learned.learn(data)
         streams = streams_of(self, data, validation, options, best_bytes=watch.copy_bytes)
-        with exchange.failing_together(), streams as (loader, val):
+        with telling_of_quarantine(), exchange.failing_together(), streams as (loader, val):
             return self._fit(loader, val, watch, plan, checkpoint, log_every)
 
     def _fit(

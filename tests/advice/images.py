@@ -188,6 +188,37 @@ def images_on_the_command_line(w: World) -> None:
     w.works(compare)
 
 
+_FILES = "loader/decode/image_files.py:"
+
+
+@world(
+    f"{_FILES}ImageFiles._check_room: memory={{}}",
+    f"{_FILES}ImageFiles._decode: write or download it again, or leave it out",
+    f"{_FILES}labels_by_folder: a folder for each class, its name that of the class; or a dataset with labels",
+    "training/inference/batches.py:images_of_run: ingest them as its training data was, and give the dataset",
+)
+def images_that_are_predicted_where_they_lie(w: World) -> None:
+    _stored()
+    w.works("train d.zarr --model linear --epochs 1 --batch-size 4 --images 8 --out r")
+    model = st.load("r", device="cpu")
+    w.followed(model.predict, "in", memory="20kB", batch_size=1)
+    w.refuses("evaluate r in --labels y.npy")
+    w.works("evaluate r in")
+    shutil.copytree("in/cat", "other/lynx")
+    w.refuses("evaluate r other")
+    Path("other/lynx").rename("other/cat")
+    w.works("evaluate r other")
+    Path("other/cat/000.jpg").write_bytes(Path("in/cat/000.jpg").read_bytes()[:300])
+    w.refuses("predict r other")
+    Path("other/cat/000.jpg").unlink()
+    w.works("predict r other")
+    w.works("ingest in pixels.zarr --store decoded --size 8")
+    w.works("train pixels.zarr --model linear --epochs 1 --batch-size 4 --out plain")
+    w.refuses("predict plain in")
+    w.works("ingest other new.zarr --store decoded --size 8")
+    w.works("predict plain new.zarr")
+
+
 @world(
     "models/normalization.py:normalize_field: normalize='imagenet', the usual figures; or normalize={}",
     "models/normalization.py:normalize_as_imagenet: normalize='auto'",

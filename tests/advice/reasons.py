@@ -55,8 +55,14 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs a stored image that does not decode; tests/loader/test_images.py makes one": (
         "loader/decode/delivery.py:damaged_sample: restore it from a copy, or ingest again",
     ),
+    "needs a damaged block; followed in tests/loader/test_quarantine.py": (
+        "comparison/run.py:_RunTracker._epoch: restore it from a copy, or ingest again",
+        "loader/quarantine.py:telling_of_quarantine: restore it from a copy, or ingest again; or train with {}, which "
+        "leaves its samples out",
+    ),
     "needs a folder that nobody can read": (
         "ingestion/sources/images/class_folders.py:_listed: copy it to another disk",
+        "loader/decode/image_files.py:_unreadable: write or download it again, or leave it out",
     ),
     "needs a file that changes while it is read": (
         "ingestion/sources/images/class_folders.py:ImageFolder._bytes: ingest again when nothing writes to it",

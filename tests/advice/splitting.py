@@ -124,6 +124,7 @@ def resuming_with_splits_what_has_none(w: World) -> None:
 @world(
     f"{_ROOT}split_folder: leave split= out",
     f"{_ROOT}split_folder: give one of them: {{}}, say",
+    "cli/inference/predict.py:opened_data: --split {}, say",
     f"{_ROOT}read_splits: restore it from a copy, or ingest again",
     f"{_ROOT}read_splits: upgrade streamtrain (pip install -U streamtrain)",
     "store/verify.py:_verify_splits: restore it from a copy, or ingest again",
@@ -136,6 +137,8 @@ def opening_splits(w: World) -> None:
     assert "s.zarr/train" in w.refused(st.open, "s.zarr")
     st.open("s.zarr/train")
     w.works("info s.zarr/train")
+    w.works("train s.zarr --model linear --epochs 1 --batch-size 4 --out run")
+    w.typed("predict run s.zarr")
     root = Path("s.zarr/zarr.json")
     whole = root.read_text()
     for wrong in ('"format": 2', '"format": 9'), ('"splits"', '"spilts"'):

@@ -37,7 +37,9 @@ def test_a_whole_dataset_has_nothing_to_repair(dataset: Path, capsys: pytest.Cap
         "dest": str(dataset), "removed": True, "leftovers": [], "dataset": True,
     }  # fmt: skip
     assert main(["repair", str(dataset)]) == 0
-    assert "nothing is left of any ingest" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "nothing is left of any ingest" in told
+    assert f"streamtrain verify {dataset} --full" in told
     assert _tree(dataset.parent) == before
 
 

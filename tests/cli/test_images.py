@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 import streamtrain as st
@@ -143,16 +146,64 @@ def test_compare_takes_images(stored: Path, tmp_path: Path, capsys: pytest.Captu
     assert _main(*words, "--normalize", "imagenet", "--out", tmp_path / "e") == 2
 
 
-def test_a_folder_of_images_is_stored_before_it_is_predicted(
-    run: Path, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_images_in_files_are_predicted_as_those_of_the_dataset(
+    run: Path, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    folder = stored.parent / "in"
+    whole, model = st.ingest(folder, tmp_path / "d", say=lambda text: None), st.load(run, device="cpu")
+    files = sorted(folder.glob("*/*"))
+    for data in (folder, str(folder), files, folder / "cat"):
+        predicted = model.predict(data, probabilities=True)
+        assert np.array_equal(predicted, model.predict(whole, probabilities=True)[: len(predicted)])
+    (part,) = model.iter_predict(folder, rows="19:21")
+    assert part["file"].tolist() == ["cat/019.png", "dog/000.jpg"]
+    for out in ("a.csv", "a.parquet"):
+        assert _main("predict", run, folder, "--out", tmp_path / out, "--batch-size", "7", "--memory", "64MB") == 0
+    assert re.search(r"memory  budget 64.0 MB, measured [\d.]+ [KM]B", capsys.readouterr().out)
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert lines[0] == "row,file,prediction,probability"
+    assert [line.split(",")[1] for line in lines[1:]] == [str(file.relative_to(folder)) for file in files]
+    assert pyarrow.parquet.read_table(tmp_path / "a.parquet")["file"].to_pylist()[20] == "dog/000.jpg"
+    shown = _json(capsys, "predict", run, files[3], files[0])
+    assert [row["file"] for row in shown["predictions"]] == [str(files[3]), str(files[0])]
+    assert _json(capsys, "predict", run, files[0], "--images", "none:16")["predictions"] != shown["predictions"][1:]
+
+
+def test_images_in_folders_of_their_classes_are_measured(
+    run: Path, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stored.parent / "in"
+    st.ingest(folder, tmp_path / "d", say=lambda text: None)
+    raw, of_stored = (_json(capsys, "evaluate", run, each, "--batch-size", "7") for each in (folder, tmp_path / "d"))
+    assert (raw["accuracy"], raw["samples"]) == (of_stored["accuracy"], of_stored["samples"])
+    assert raw["loss"] == pytest.approx(of_stored["loss"])
+    shutil.copytree(folder / "cat", tmp_path / "two" / "lynx")
+    assert _main("evaluate", run, tmp_path / "two") == 3
+    assert "the folder lynx is none of the classes" in capsys.readouterr().err
+    assert _main("evaluate", run, folder, "--labels", "x.npy") == 2
+
+
+def test_a_file_that_is_no_image_is_named(
+    run: Path, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n, file in enumerate(sorted((stored.parent / "in" / "cat").iterdir())[:3]):
+        shutil.copy(file, tmp_path / f"{n}.jpg")
+    (tmp_path / "2.jpg").write_bytes((tmp_path / "0.jpg").read_bytes()[:300])
+    assert _main("predict", run, tmp_path) == 3
+    assert f"{tmp_path / '2.jpg'}" in capsys.readouterr().err
+    with pytest.raises(st.BudgetError, match="while it is decoded"):
+        st.load(run).predict(tmp_path, memory="20kB", batch_size=1)
+
+
+def test_images_for_a_run_that_decodes_none_are_refused(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    st.ingest({"x": np.zeros((20, 3)), "y": np.arange(20) % 2}, tmp_path / "d")
+    words = ("--model", "linear", "--epochs", "1", "--batch-size", "8", "--out", tmp_path / "r")
+    assert _main("train", tmp_path / "d", *words) == 0
     for command in ("predict", "evaluate"):
-        assert _main(command, run, stored.parent / "in") == 2
-        told = capsys.readouterr().err
-        assert f"streamtrain ingest {stored.parent / 'in'} stored.zarr" in told
-    assert _main("ingest", stored.parent / "in", "stored.zarr") == 0
-    assert _main("predict", run, "stored.zarr") == 0
+        assert _main(command, tmp_path / "r", stored.parent / "in") in (2, 3)
+        assert "Fix:" in capsys.readouterr().err
 
 
 def test_tables_are_ingested_without_pillow(tmp_path: Path) -> None:

@@ -72,6 +72,16 @@ def test_what_an_ingest_refuses_a_dry_run_refuses(
     assert typed(line, capsys)[0] == typed(line.replace(" --dry-run", ""), capsys)[0] == code
 
 
+def test_the_smallest_memory_is_one_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"{n * 0.7:.2f},{n % 9},{n % 3}" for n in range(20_000)]
+    (tmp_path / "a.csv").write_text("\n".join(["a,b,y", *lines]))
+    words = f"ingest {tmp_path}/a.csv {tmp_path}/d.zarr --label-column y --memory 12MB"
+    for codec in ("auto", "none"):
+        said = [typed(f"{words} --codec {codec}{dry}", capsys)[2] for dry in (" --dry-run", "")]
+        assert "the smallest that works is" in said[0]
+        assert said[0] == said[1]
+
+
 def test_tables_and_streams_of_unknown_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.csv").write_text("a,b,y\n1,2,cat\n3,4,dog\n")
     code, out, _ = typed(f"ingest {tmp_path}/a.csv {tmp_path}/d.zarr --label-column y --dry-run", capsys)

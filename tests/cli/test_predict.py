@@ -144,12 +144,14 @@ def test_a_stored_dataset_of_other_order_is_put_in_order(tmp_path: Path) -> None
 
 
 def test_evaluations_of_raw_files_are_those_of_the_dataset(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = []
+    figures, named = [], []
     for source in ("new.csv", "new.zarr"):
         assert main(["evaluate", str(trained / "run"), str(trained / source), "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        figures.append({name: value for name, value in found.items() if name != "dataset"})
+        named.append(found["measured_on"])
+        figures.append({name: value for name, value in found.items() if name not in ("dataset", "measured_on")})
     assert figures[0] == figures[1]
+    assert named == ["new.csv", "test"]
     assert figures[0]["samples"] == 70
 
 

@@ -54,7 +54,7 @@ def test_a_quantity_is_learnt_in_units_of_its_spread(capsys: pytest.CaptureFixtu
     assert told["baseline"]["rmse"] == pytest.approx(y.std(), rel=1e-12)
     assert told["rmse"] < told["baseline"]["rmse"] / 2
     assert told["loss"] == pytest.approx((told["rmse"] / y.std()) ** 2, rel=1e-4)
-    assert (told["task"], told["measured_on"]) == ("regression", "train (again)")
+    assert (told["task"], told["measured_on"]) == ("regression", "training data, again")
     kept = json.loads(Path("run/scores.json").read_text())
     assert {name: kept[name] for name in ("rmse", "r2")} == {name: told[name] for name in ("rmse", "r2")}
     assert (kept["epoch"], kept["measured_on"]) == (8, "val")
@@ -117,7 +117,7 @@ def test_two_classes_have_a_positive_one(capsys: pytest.CaptureFixture[str], los
         }
     capsys.readouterr()
     assert main(["evaluate", "run", "b", *FAST, "--positive", "no"]) == 0
-    told = [line.removeprefix("train (again) ") for line in capsys.readouterr().out.splitlines() if "(again)" in line]
+    told = [line.partition(" again: ")[2] for line in capsys.readouterr().out.splitlines() if "again:" in line]
     names = ["accuracy", "f1 macro", "balanced_accuracy", "precision of no", "recall of no", "auc", "loss"]
     assert [line.startswith(f"{name} 0.") for line, name in zip(told, names, strict=True)] == [True] * 7
     assert main(["evaluate", "run", "b", *FAST, "--positive", "maybe"]) == 2

@@ -166,7 +166,7 @@ def test_regression_has_its_own_score(stored: Path, capsys: pytest.CaptureFixtur
     assert result["rmse"] == pytest.approx(result["loss"] ** 0.5)
     assert result["rmse"] < 0.1
     assert main(["evaluate", "runs/1", f"{stored}/table.zarr"]) == 0
-    assert any(line.startswith("train (again) rmse ") for line in capsys.readouterr().out.splitlines())
+    assert any(line.startswith("training data, again: rmse ") for line in capsys.readouterr().out.splitlines())
 
 
 def test_a_model_from_a_file_is_built_again_where_it_is_named(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:

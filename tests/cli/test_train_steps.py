@@ -67,6 +67,19 @@ def test_patience_ends_a_run(table: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (result["stopped_by"], result["reached"], len(result["epochs"])) == ("patience", None, 3)
 
 
+def test_a_run_that_has_its_epochs_says_that_nothing_was_trained(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result_of(capsys, table, "--epochs", 2, "--out", "a")
+    kept = json.loads(Path("a/memory.json").read_text())
+    assert main(arguments(table, "--epochs", 1, "--out", "a", "--resume")) == 0
+    said = capsys.readouterr()
+    assert "trained nothing: the run already has 2 epochs, and --epochs is the total" in said.out
+    for absent in ("epoch      steps", "samples/s", "measured"):
+        assert absent not in said.out
+    assert json.loads(Path("a/memory.json").read_text()) == kept, "what the training took"
+
+
 def test_a_run_resumes_with_its_batches_and_no_others(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result_of(capsys, table, "--epochs", 1, "--out", "a", "--reshuffle", "never")
     assert result_of(capsys, table, "--epochs", 2, "--out", "a", "--reshuffle", "never", "--resume")["steps"] == 20

@@ -91,6 +91,10 @@ def test_a_name_that_is_nearly_right_is_that_of_a_dataset(trained: Path) -> None
     with pytest.raises(DatasetError) as caught:
         st.open("ne")
     assert caught.value.fix == "did you mean the raw file 'new.csv'? Ingest it first, and open the result"
+    Path("fill.py").write_text("")
+    with pytest.raises(DatasetError) as caught:
+        st.open("fill.zarr")
+    assert caught.value.fix == "check the path", "a program holds no data"
     with pytest.raises(DatasetError) as caught:
         st.open("elsewhere")
     assert caught.value.fix == "check the path"

@@ -69,6 +69,7 @@ def test_threads_are_those_that_a_loader_has(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"h5py", "pillow"} <= {*doctor.PACKAGES}, "the extras hdf5 and image"
     monkeypatch.setattr(doctor, "PACKAGES", ("numpy", "no-such-package"))
     assert found_in(tmp_path)["versions"]["no-such-package"] is None
 

@@ -107,6 +107,18 @@ def test_what_fewer_lanes_than_samples_of_a_batch_cost_and_what_mends_it(tmp_pat
     smaller = st.ingest(rows, tmp_path / "s.zarr", block=size.replace(" ", ""), codec="none")
     assert plan(smaller, batch_size=64, memory="6MB").sizes.lanes >= 64
     assert few_lanes(dataset.layout, plan(dataset, batch_size=64, memory="64MB").sizes, 64_000_000) == ""
+    one = plan(dataset, batch_size=64, memory="6MB", lanes=1)
+    assert "1 is fewer than a batch has samples, about 40 of" in few_lanes(dataset.layout, one.sizes, 6_000_000)
+
+
+def test_samples_that_are_blocks_of_their_own_are_drawn_alone_from_any_lanes(tmp_path: Path) -> None:
+    rows = {"x": np.zeros((400, 100), np.float32), "y": np.arange(400) // 4}
+    dataset = st.ingest(rows, tmp_path / "d.zarr", block=408, codec="none")
+    found = plan(dataset, batch_size=64, memory="6MB", lanes=1)
+    assert dataset.layout.block_rows == 1
+    assert found.quality is not None
+    assert found.quality.variance < 1.3, "as in a full reshuffle"
+    assert few_lanes(dataset.layout, found.sizes, 6_000_000) == ""
 
 
 def test_shuffled_data_is_as_good_as_random_at_once(tmp_path: Path) -> None:

@@ -171,7 +171,11 @@ def test_wrong_arguments(dataset: Dataset, options: Any, error: type[Exception],
 def test_train_says_what_it_left_out(harmed: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", str(harmed.path), "--model", "linear", "--epochs", "1", "--memory", "16MB"]
     assert main([*words, "--out", str(tmp_path / "a")]) == 4
-    assert "block 0 of field x (samples 0 to 19) is damaged" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "block 0 of field x (samples 0 to 19) is damaged" in said
+    assert "or train with --on-bad-block quarantine" in said
+    assert main(["train", "--help-all"]) == 0
+    assert "--on-bad-block error|quarantine" in capsys.readouterr().out
     words += ["--on-bad-block", "quarantine", "--batch-size", str(BATCH)]
     with pytest.warns(UserWarning, match="left out"):
         assert main([*words, "--out", str(tmp_path / "b"), "--json"]) == 0
@@ -182,6 +186,18 @@ def test_train_says_what_it_left_out(harmed: Dataset, tmp_path: Path, capsys: py
     with pytest.warns(UserWarning, match="left out"):
         assert main([*words, "--out", str(tmp_path / "c"), "--update", "epoch"]) == 0
     assert "left out block 10 of field y (samples 200 to 219), " in capsys.readouterr().out
+    assert main(["info", str(tmp_path / "b")]) == 0
+    assert f"left out {len(OUT)} samples of {N:,} in the last epoch" in capsys.readouterr().out
+
+
+def test_a_training_names_the_quarantine_and_a_comparison_does_not(harmed: Dataset) -> None:
+    with pytest.raises(DamagedBlock, match="or train with on_bad_block='quarantine'"):
+        streamtrain.Trainer("linear", loss="cross_entropy", device="cpu").fit(harmed, max_epochs=1, memory="16MB")
+    with pytest.raises(DamagedBlock) as caught:
+        streamtrain.compare(
+            torch.nn.Linear(1, 5), harmed, rules=("batch",), optimizers=("sgd",), max_epochs=1, batch_size=BATCH
+        )
+    assert "quarantine" not in str(caught.value)
 
 
 def test_what_is_measured_on_leaves_its_damage_out_too(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.loss import _Loss
 
 from streamtrain.cli.compatibility import check_categories, say_matched
-from streamtrain.cli.inference.predict import opened_data, refuse_swapped
+from streamtrain.cli.inference.predict import decoded_by, opened_data, refuse_swapped
 from streamtrain.cli.options import note_doubt
 from streamtrain.cli.output import as_command_line, emit, note
 from streamtrain.cli.preparation.images import decode_of
@@ -21,6 +21,7 @@ from streamtrain.cli.results import result_lines
 from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.rows import RawRows
 from streamtrain.loader.decode.image_dataset import with_images
+from streamtrain.loader.decode.image_files import ImageFiles, ImagePaths, labels_by_folder
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import LOSS_DEFINITIONS, Loss, resolve_loss
 from streamtrain.models.table_inputs import CATEGORIES
@@ -31,7 +32,7 @@ from streamtrain.store.schema.task import TaskName
 from streamtrain.store.split_root import TEST, VAL, is_split_root
 from streamtrain.system.units import parse_bytes
 from streamtrain.training.batch_stream import BatchStream
-from streamtrain.training.inference.batches import most_in_batch
+from streamtrain.training.inference.batches import images_of_run, most_images, most_in_batch
 from streamtrain.training.inference.raw_stream import RawStream, check_known_labels
 from streamtrain.training.inference.saved_run import (
     SavedRun,
@@ -46,6 +47,8 @@ from streamtrain.training.run.checkpoint import load_weights
 from streamtrain.training.trainer import Trainer
 
 _NONE = "none"
+_AGAIN: Final = "training data, again"
+_DATA: Final = "data"
 
 
 def run_evaluate(
@@ -76,6 +79,8 @@ def run_evaluate(
     data = opened_data(sources, *given, labels_from=labels, split=split, preferred=(TEST, VAL))
     if isinstance(data, Dataset):
         data = with_images(data, decode_of_run(saved.config) if images is None else decode_of(data, images))
+    elif isinstance(data, ImagePaths):
+        data = _labelled(saved, data, images, memory)
     loss, is_own = _loss(saved, data)
     trainer = _trained(saved, model, loss, used, device, data)
     opened = _of_dataset if isinstance(data, Dataset) else _of_rows
@@ -83,23 +88,33 @@ def run_evaluate(
         metrics = trainer.evaluate(stream, positive=positive)
     if not is_own:
         note(f"the run's loss, {saved.config['loss']}, was made in Python, so it is not among the scores")
-    of_split, on = _measured_on(saved, data)
+    of_split, on = _measured_on(saved, data, sources)
     facts = {"split": of_split, "measured_on": on, "accuracy": None, **metrics.facts()}
     where = sources[0] if isinstance(data, Dataset) else list(sources)
     facts |= {} if is_own else {"loss": None}
     result = {"run": run, "dataset": where, "weights": saved.chosen.named(), "samples": metrics.n_samples, **facts}
     head = [f"split {of_split}"] if of_split else []
-    scores = result_lines(metrics, on, every_row=per_class, with_loss=is_own)
+    scores = result_lines(metrics, f"{on}:" if on == _AGAIN else on, every_row=per_class, with_loss=is_own)
     lines = [as_command_line(saved.chosen.told()), *head, scores]
     emit(as_json, result, Lines.of(lines))
 
 
-def _measured_on(saved: SavedRun, data: Dataset | RawRows) -> tuple[str | None, str]:
+def _labelled(saved: SavedRun, images: ImagePaths, how: str | None, memory: str) -> ImageFiles:
+    """Read images with their labels, the names of their folders."""
+    decode = decode_of_run(saved.config)
+    decode = decode if how is None else decoded_by(decode, how)
+    labels = labels_by_folder(images, saved.schema.classes)
+    return images_of_run(images, decode, parse_bytes(memory, name="memory"), "the run", labels=labels)
+
+
+def _measured_on(
+    saved: SavedRun, data: Dataset | RawRows | ImageFiles, sources: Sequence[str]
+) -> tuple[str | None, str]:
     """Name the split that is measured on, if it is one, and what the figures are of."""
     if not isinstance(data, Dataset):
-        return None, TEST
+        return None, Path(sources[0]).name or _DATA if len(sources) == 1 else _DATA
     of_split = data.path.name if is_split_root(data.path.parent) else None
-    return of_split, "train (again)" if data.id == saved.config.get("dataset_id") else of_split or TEST
+    return of_split, _AGAIN if data.id == saved.config.get("dataset_id") else of_split or TEST
 
 
 @contextmanager
@@ -126,11 +141,15 @@ _CHECKED: Final = 2
 
 
 @contextmanager
-def _of_rows(saved: SavedRun, trainer: Trainer, data: RawRows, batch_size: int, memory: str) -> Iterator[BatchStream]:
+def _of_rows(
+    saved: SavedRun, trainer: Trainer, data: RawRows | ImageFiles, batch_size: int, memory: str
+) -> Iterator[BatchStream]:
     """Read raw rows with their labels."""
     n_rows = data.n_rows or sum(len(run[trainer.target]) for run in data)
     n_classes = saved.config.get("n_outputs") if saved.task == "classification" else None
-    if n_classes is not None and trainer.loss.kind == "classes":
+    if isinstance(data, ImageFiles):
+        batch_size = min(batch_size, most_images(data, parse_bytes(memory, name="memory")))
+    elif n_classes is not None and trainer.loss.kind == "classes":
         check_known_labels(data, trainer.target, reading_of_config(saved.config), n_classes, trainer.loss.ignored)
     stream = RawStream(data, data.fields, n_rows, known=saved.schema, n_classes=n_classes, batch_size=batch_size)
     first = next(iter(stream))
@@ -138,7 +157,7 @@ def _of_rows(saved: SavedRun, trainer: Trainer, data: RawRows, batch_size: int, 
     yield stream
 
 
-def _loss(saved: SavedRun, data: Dataset | RawRows) -> tuple[Loss, bool]:
+def _loss(saved: SavedRun, data: Dataset | RawRows | ImageFiles) -> tuple[Loss, bool]:
     """Return the loss that outputs are scored by, and whether it is the run's own: that of its task where it is not."""
     name, ignored = saved.config["loss"], saved.config.get("ignore_index")
     if "log_output" in saved.config:

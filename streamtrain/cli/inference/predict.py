@@ -11,15 +11,17 @@ from typing import Any, Final
 from streamtrain.cli.ingest import parse_fields
 from streamtrain.cli.options import note_doubt, set_threads
 from streamtrain.cli.output import as_command_line, command_line, emit, is_verbose, note, print_text, typed_words
-from streamtrain.cli.preparation.images import decode_of
+from streamtrain.cli.preparation.images import decode_of, parse_images
 from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.request import source_options
 from streamtrain.ingestion.rows import open_rows
 from streamtrain.ingestion.sources.base import SourceOptions
-from streamtrain.ingestion.sources.images.class_folders import image_folder_of
+from streamtrain.loader.decode.delivery import Decode
+from streamtrain.loader.decode.image_files import ImagePaths, image_paths
 from streamtrain.models.forward import check_autocast
 from streamtrain.store.dataset import Dataset, open_dataset, open_preferred
 from streamtrain.store.schema.columns import TEXT_FORM, Schema
+from streamtrain.store.split_root import TEST, VAL, chosen_split, read_splits
 from streamtrain.system.files import local_path
 from streamtrain.system.memory import MemoryMeter, limit_heap_growth
 from streamtrain.system.units import format_bytes, format_duration, format_rate, parse_bytes
@@ -133,9 +135,16 @@ def _emit_shown(columns: dict[str, list[Any]], result: dict[str, Any], as_json: 
 def _predictor(loaded: TrainedModel, data: object, images: str | None) -> Predictor:
     """Return what predicts, its images decoded as the command line says, if it does."""
     found = replace(loaded.predictor(), name="the run")
+    if images is not None and isinstance(data, ImagePaths):
+        return replace(found, decode=decoded_by(found.decode, images))
     if images is None or not isinstance(data, Dataset):
         return found
     return replace(found, decode=decode_of(data, images))
+
+
+def decoded_by(decode: Decode | None, images: str) -> Decode | None:
+    """Decode the images that a run does, but as the command line says."""
+    return None if decode is None else {name: parse_images(images) for name in decode}
 
 
 def _share(options: PredictOptions) -> str:
@@ -188,12 +197,17 @@ def opened_data(
         if labels_from:
             raise UsageError("--labels with a dataset", why="Its labels are a field of it", fix="leave it out")
         named = split is not None or not preferred
+        if split is None and named and (root := read_splits(first)) is not None and len(root.names) > 1:
+            what = f"there are {len(root.names)} datasets here: {', '.join(root.names)}"
+            raise UsageError(what, where=sources[0], fix=f"--split {chosen_split(first, TEST, VAL)}, say")
         return open_dataset(first, split=split) if named else open_preferred(first, *preferred)
-    if image_folder_of([first] if len(sources) == 1 else []) is not None:
-        what = "a folder of images, which is looked through and stored before a model sees it"
-        raise UsageError(what, where=sources[0], fix=command_line(["streamtrain", "ingest", sources[0], "stored.zarr"]))
     if split is not None:
         raise UsageError("--split with raw files", why="It names one of the datasets of an ingest", fix="leave it out")
+    if (found := image_paths(list(sources))) is not None:
+        if labels_from:
+            what = "--labels with images, whose labels are the names of their folders"
+            raise UsageError(what, where=sources[0], fix="leave it out")
+        return found
     source: Any = list(sources) if len(sources) > 1 else sources[0]
     return open_rows(
         source,
@@ -317,7 +331,8 @@ def _lines(written: Written, seconds: float, memory: dict[str, Any]) -> list[str
     return [
         f"rows    {summary.n_rows:,} in {format_duration(seconds)}, {rate}",
         *summary.lines(),
-        f"memory  budget {format_bytes(memory['budget'])}{f': {terms}' if is_verbose() else ''}",
+        f"memory  budget {format_bytes(memory['budget'])}, measured {format_bytes(memory['measured'])}"
+        f"{f': {terms}' if is_verbose() else ''}",
     ]
 
 

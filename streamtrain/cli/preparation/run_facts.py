@@ -8,9 +8,11 @@ from typing import Any
 from streamtrain.cli.output import command_line
 from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.errors import Lines
+from streamtrain.store.split_root import TEST, TRAIN, VAL, chosen_split, is_split_root
 from streamtrain.store.writing.lock import is_folder_locked
-from streamtrain.system.files import names_in
-from streamtrain.system.units import format_figures
+from streamtrain.system.arguments import is_int
+from streamtrain.system.files import local_path, names_in
+from streamtrain.system.units import counted, format_figures
 from streamtrain.training.best.monitor import BestEpoch, best_of
 from streamtrain.training.run.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint
 
@@ -25,6 +27,7 @@ def run_result(path: Path) -> dict[str, Any]:
         **{name: run.config.get(name) for name in ("model", "n_parameters", "loss", "task", "update", "optimizer")},
         **{name: run.config.get(name) for name in ("dataset", "dataset_id", "n_samples", "seed", "threads")},
         "epochs": run.n_epochs,
+        "left_out": n_left_out(run),
         "best": best.named() if best else None,
         "checkpoints": _checkpoints(path),
         "newest": newest.path if newest else None,
@@ -36,6 +39,7 @@ def run_text(path: Path) -> Lines:
     """Write the facts of a run, a line each."""
     run, (newest, skipped) = read_run(path), find_checkpoint(path)
     config, best = run.config, _best(newest)
+    data = data_to_measure(config.get("dataset") or "DEST")
     facts = [
         ("run", f"{path}: {_state(path)}, {_plural(run.n_epochs, 'epoch')}"),
         ("task", _task(config)),
@@ -48,15 +52,24 @@ def run_text(path: Path) -> Lines:
         ),
         ("last", _last(run)),
         ("saved", ", ".join(_checkpoints(path)) or "no checkpoint yet"),
+        ("left out", _left_out(run)),
         *(("damaged", each) for each in skipped),
         (
             "resume",
             f"the command that trained it, with {command_line(['--out', str(path), '--resume'])}; --epochs is "
             "the total",
         ),
-        ("next", command_line(["streamtrain", "evaluate", str(path), str(config.get("dataset") or "DEST")])),
+        ("next", command_line(["streamtrain", "evaluate", str(path), *data])),
     ]
     return Lines.of(f"{name:<8} {value}" for name, value in facts if value)
+
+
+def data_to_measure(dest: object) -> list[str]:
+    """Write the data that a run's model is measured on: of splits test or else val, not what it was trained on."""
+    path = Path(str(dest))
+    folder = path.parent if path.name == TRAIN and is_split_root(path.parent) else path
+    split = chosen_split(local_path(folder), TEST, VAL)
+    return [str(folder), *(["--split", split] if split else [])]
 
 
 def _state(path: Path) -> str:
@@ -85,6 +98,22 @@ def _last(run: RunRecord) -> str:
     named = ("loss", "accuracy", "f1", "rmse")
     figures = {name: line[name] for base in named for name in (base, f"val_{base}") if name in line}
     return f"{_plural(run.n_epochs, 'epoch')}: {format_figures(figures)}"
+
+
+def n_left_out(run: RunRecord) -> int:
+    """Count the samples that the last whole epoch went without, those of damaged blocks; not those of a short batch."""
+    whole, n = [line for line in run.epochs if not line.get("partial")], run.config.get("n_samples")
+    if not whole or not isinstance(n, int) or "samples" not in whole[-1]:
+        return 0
+    size = run.config.get("batch_size")
+    expected = n // size * size if run.config.get("drop_last") and is_int(size, 1) else n
+    return max(0, expected - int(whole[-1]["samples"]))
+
+
+def _left_out(run: RunRecord) -> str:
+    if not (n := n_left_out(run)):
+        return ""
+    return f"{counted(n, 'sample')} of {_number(run.config['n_samples'])} in the last epoch, of damaged blocks"
 
 
 def _checkpoints(path: Path) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from streamtrain.errors import StreamtrainWarning, UsageError
 from streamtrain.loader.decode.delivery import Decode
 from streamtrain.loader.decode.image_dataset import with_images
+from streamtrain.loader.decode.image_files import ImageFiles, ImagePaths, image_paths
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.schema.arrangement import arrange
@@ -62,14 +63,18 @@ class InputBatches:
     first_row: int = 0
     n_rows: int | None = None  # of all data; None where only the end tells
     terms: Mapping[str, int] = field(default_factory=dict)  # of the memory that reading takes
+    files: tuple[str, ...] | None = None  # the file of each row
 
 
 @contextmanager
 def open_batches(data: object, wanted: Wanted) -> Iterator[InputBatches]:
     """Open data of any kind; refuse what the model does not take."""
+    data = image_paths(data) or data
     if isinstance(data, str | os.PathLike):
         data = _opened(data)
-    if isinstance(data, Dataset):
+    if isinstance(data, ImagePaths):
+        yield _of_images(data, wanted)
+    elif isinstance(data, Dataset):
         with _of_dataset(with_images(data, wanted.decode), wanted) as batches:
             yield batches
     elif hasattr(data, "dataset") and hasattr(data, "sequential"):
@@ -138,6 +143,38 @@ def _loader(data: Dataset, batch_size: int, wanted: Wanted) -> StreamLoader:
     with StreamLoader(data, memory=wanted.memory_bytes, **options) as loader:
         kept_bytes = loader.projection.terms.get("cache", 0)
     return StreamLoader(data, memory=wanted.memory_bytes - kept_bytes, **options)
+
+
+def images_of_run(images: ImagePaths, decode: Decode | None, memory_bytes: int, of: str, **further: Any) -> ImageFiles:
+    """Read images as a run decodes its only field of images; refuse them for a run that decodes none."""
+    if decode is None or len(decode) != 1:
+        raise UsageError(
+            f"images, and {of} was not trained on images that are decoded as they are read",
+            where=images.given[0],
+            fix="ingest them as its training data was, and give the dataset",
+        )
+    ((name, how),) = decode.items()
+    return ImageFiles(images, name, how.centered(), memory_bytes, **further)
+
+
+def _of_images(images: ImagePaths, wanted: Wanted) -> InputBatches:
+    files = images_of_run(images, wanted.decode, wanted.memory_bytes, wanted.of)
+    _check_has(wanted, {each.name for each in files.fields}, images.given[0])
+    size = min(wanted.batch_size, len(images), most_images(files, wanted.memory_bytes))
+    first = wanted.first_row // size * size
+    rows = images_of_run(images, wanted.decode, wanted.memory_bytes, wanted.of, first_row=first)
+    return InputBatches(
+        batches=in_batches(rows, size, wanted.inputs),
+        n_rows=len(images),
+        first_row=first,
+        terms={"source": images.n_bytes + files.room_bytes},
+        files=images.names,
+    )
+
+
+def most_images(files: ImageFiles, memory_bytes: int) -> int:
+    """Limit a batch of images that are read from files."""
+    return max(1, memory_bytes // _PARTS // files.row_bytes)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from streamtrain.errors import Argument, BudgetError, Fix, OutOfRange, StreamtrainWarning, UsageError
 from streamtrain.loader.decode.delivery import Decode
+from streamtrain.loader.decode.image_files import ImagePaths
 from streamtrain.optim.gradients import TrainingBatch
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.columns import CATEGORIES, ID, Schema
@@ -143,7 +144,8 @@ def opened_parts(
     with _whole_budget(options, work), open_batches(data, wanted) as found:
         n_rows = _check_range(start, stop, found.n_rows)
         terms = {**found.terms, **of_writer, "batch": work} | ({"outputs": joined} if joined else {})
-        with closing(_between(_parts(predictor, found, options), start, stop)) as parts:
+        predicted = _with_files(_parts(predictor, found, options), found.files)
+        with closing(_between(predicted, start, stop)) as parts:
             yield parts, n_rows, terms
 
 
@@ -200,6 +202,11 @@ def _parts(predictor: Predictor, found: InputBatches, options: PredictOptions) -
         del part
     if row == found.first_row:
         yield from _of_no_rows(predictor, row, options)
+
+
+def _with_files(parts: Iterator[Part], files: tuple[str, ...] | None) -> Iterator[Part]:
+    """Say of each row in which file it is, where that is known."""
+    return parts if files is None else (replace(part, files=files) for part in parts)
 
 
 class _JoinedOutputs:
@@ -345,6 +352,8 @@ def iterate(predictor: Predictor, data: object, options: PredictOptions) -> Iter
 def as_arrays(part: Part, *, probabilities: bool) -> dict[str, Array]:
     """Return a part by name."""
     found = {"row": part.rows, "prediction": part.prediction}
+    if part.files is not None:
+        found["file"] = np.array(part.files[part.first_row : part.first_row + len(part)])
     if part.id is not None:
         found["id"] = part.id
     if part.probability is not None:
@@ -431,6 +440,8 @@ def paths_of(data: object) -> tuple[str, ...]:
     """List the files and folders that data is read from."""
     if isinstance(data, str | Path):
         return (str(data),)
+    if isinstance(data, ImagePaths):
+        return data.given
     dataset = data if isinstance(data, Dataset) else getattr(data, "dataset", None)
     if isinstance(dataset, Dataset):
         return (str(dataset.path),)

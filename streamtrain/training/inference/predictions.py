@@ -36,6 +36,7 @@ class Part:
     id: Array | None = None
     unseen: Mapping[str, int] | None = None
     bad_rows: Array | None = None  # the numbers of those whose prediction is no finite number, where there are some
+    files: tuple[str, ...] | None = None  # of all rows, by their numbers
 
     def __len__(self) -> int:
         return len(self.prediction)

@@ -88,7 +88,8 @@ class Predicts:
         Parameters
         ----------
         data : Dataset, path of one, array, dict of arrays, data frame, or batches
-            Columns are matched by name. Raw files are read by `streamtrain.rows`.
+            Columns are matched by name. Images are read where they lie: a folder of them, a file, or a list of paths.
+            Other raw files are read by `streamtrain.rows`.
         probabilities : bool
             Return those of all classes, not only the predicted label.
         batch_size : int

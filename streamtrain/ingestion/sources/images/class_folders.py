@@ -31,6 +31,7 @@ from streamtrain.store.media.encoded import LENGTHS_SUFFIX, byte_lengths, length
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.files import names_in
 from streamtrain.system.refusals import read_failure
+from streamtrain.system.units import counted
 
 IMAGE: Final = "image"
 _N_TRIED: Final = 20
@@ -158,10 +159,10 @@ class ImageFolder(Source):
         return np.fromiter(each, np.uint32, len(self.files))
 
     def _found(self, folder: Path, n_smaller: int, options: ImageOptions) -> str:
-        of = "" if self.classes is None else f" of {len(self.classes):,} classes"
+        of = "" if self.classes is None else f" of {counted(len(self.classes), 'class', 'classes')}"
         smaller = f"; {n_smaller:,} of them are made smaller" if n_smaller else ""
         as_what = "as they are" if options.size is None else f"decoded, {options.size} × {options.size}"
-        return f"{folder}: {self.n_samples:,} images{of}, stored {as_what}{smaller}"
+        return f"{folder}: {counted(self.n_samples, 'image')}{of}, stored {as_what}{smaller}"
 
     def where(self, row: int) -> str:
         return str(self.files.path(row))

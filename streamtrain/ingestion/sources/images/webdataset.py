@@ -31,6 +31,7 @@ from streamtrain.ingestion.sources.input_files import provenance_of, read_range,
 from streamtrain.store.layout import Field
 from streamtrain.store.media.encoded import byte_lengths, objects_of
 from streamtrain.store.schema.columns import TARGET
+from streamtrain.system.units import counted
 
 _IMAGE_SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
 _DEFAULT: Final = {"image": "|".join(_IMAGE_SUFFIXES), TARGET: "cls"}
@@ -66,7 +67,7 @@ class WebDataset(Source):
         self.reading = ReadingMemory(lasting_bytes=held + self.check.room.n_bytes)
         self.provenance = provenance_of(path, "webdataset", samples=self.n_samples, fields=self._wanted)
         what = ", ".join(f"{name} from {self._wanted[name]}" for name in self._places)
-        self.told = (f"{path}: {self.n_samples:,} samples, {what}",)
+        self.told = (f"{path}: {counted(self.n_samples, 'sample')}, {what}",)
 
     def _walk(self, *, may_lack: bool) -> tuple[Places, npt.NDArray[np.int64]]:
         """Find the members of every sample; ``may_lack`` leaves out a default field that no sample has."""

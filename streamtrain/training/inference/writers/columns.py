@@ -33,6 +33,8 @@ def columns_of(part: Part, form: PredictionForm, *, probabilities: bool) -> dict
         what = f"a prediction is an array of shape {part.prediction.shape[1:]}, and a table has one value a cell"
         raise UsageError(what, fix="a file of arrays: .npy or .zarr")
     columns: dict[str, Array | NamedValues] = {"row": part.rows}
+    if part.files is not None:
+        columns["file"] = NamedValues(numbers=part.rows, names=part.files)
     if part.id is not None:
         columns["id"] = part.id
     if part.prediction.ndim == 2:
