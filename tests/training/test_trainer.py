@@ -139,7 +139,7 @@ def test_normalize_takes_the_training_data_and_nothing_is_cast_without() -> None
         trainer.evaluate(Batches(data))
     trainer.fit(Batches(data), max_epochs=10)
     assert trainer.evaluate(Batches(data)).score > 0.7  # type: ignore[operator]
-    with pytest.raises(UsageError, match="normalize='auto', or a transform"):
+    with pytest.raises(UsageError, match="normalize='auto', or a model, or a transform"):
         Trainer(make_model(), loss="cross_entropy").fit(Batches(data), max_epochs=1)
 
 
