@@ -413,6 +413,11 @@ def names_in(path: Path) -> list[str]:
     return sorted(with_room(lambda: SYSTEM.names(path)))
 
 
+def shown_names_in(path: Path) -> list[str]:
+    """List the names in a directory, sorted, but those that start with a dot or underscore, as other tools do."""
+    return [name for name in names_in(path) if not name.startswith((".", "_"))]
+
+
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """Walk a directory as `os.walk` does, but do not pass over what the machine fails to list."""
 

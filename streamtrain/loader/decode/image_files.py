@@ -17,7 +17,7 @@ from streamtrain.store.layout import Field
 from streamtrain.store.media.pillow import open_image
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.zarr_metadata import PRIVATE, ROOT
-from streamtrain.system.files import local_path, names_in
+from streamtrain.system.files import local_path, shown_names_in
 from streamtrain.system.refusals import read_failure
 from streamtrain.system.units import format_bytes
 
@@ -105,7 +105,7 @@ def _unreadable(error: OSError, path: Path) -> Exception:
 def _listed(folder: Path) -> list[Path]:
     """List a folder, sorted, but for names that start with a dot or underscore, as an ingest does."""
     try:
-        return [folder / name for name in names_in(folder) if not name.startswith((".", "_"))]
+        return [folder / name for name in shown_names_in(folder)]
     except OSError as error:
         raise _unreadable(error, folder) from error
 

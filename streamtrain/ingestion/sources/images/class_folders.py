@@ -29,7 +29,7 @@ from streamtrain.store.codec import MOST_ENCODABLE_BYTES
 from streamtrain.store.layout import Encoded, Field
 from streamtrain.store.media.encoded import LENGTHS_SUFFIX, byte_lengths, lengths_field, objects_of
 from streamtrain.store.schema.columns import TARGET
-from streamtrain.system.files import names_in
+from streamtrain.system.files import shown_names_in
 from streamtrain.system.refusals import read_failure
 from streamtrain.system.units import counted
 
@@ -82,13 +82,12 @@ class FileList:
 
 
 def _listed(folder: Path) -> list[str]:
-    """List the names in a folder but those that start with a dot or underscore, as other tools do."""
+    """List the names in a folder that are shown."""
     try:
-        names = names_in(folder)
+        return shown_names_in(folder)
     except OSError as error:
         what = "the folder is not readable"
         raise read_failure(error, folder, InputError, "copy it to another disk", what=what) from error
-    return [name for name in names if not name.startswith((".", "_"))]
 
 
 def _files_in(folder: Path) -> list[tuple[str, int, int]]:

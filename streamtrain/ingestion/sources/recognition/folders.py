@@ -13,18 +13,17 @@ from streamtrain.ingestion.sources.combine import name_of
 from streamtrain.ingestion.sources.input_files import look_up
 from streamtrain.ingestion.sources.recognition.content import kind_of
 from streamtrain.ingestion.sources.recognition.recipes import class_folders_recipe
-from streamtrain.system.files import names_in
+from streamtrain.system.files import shown_names_in
 from streamtrain.system.refusals import read_failure
 
 
 def files_in(folder: Path) -> list[Path]:
-    """List the files of a folder by name, but those that start with a dot or underscore, as other tools do."""
+    """List the files of a folder that are shown, by name."""
     try:
-        names = names_in(folder)
+        entries = [folder / name for name in shown_names_in(folder)]
     except OSError as error:
         what = "the folder is not readable"
         raise read_failure(error, folder, InputError, "copy it to another disk", what=what) from error
-    entries = [folder / name for name in names if not name.startswith((".", "_"))]
     if not entries:
         raise InputError("no files in the folder", where=str(folder), fix="give the folder that holds the data files")
     inner = [entry.name for entry in entries if S_ISDIR(look_up(entry).st_mode)]
@@ -46,7 +45,7 @@ def folder_of_folders(folder: Path, inner: Sequence[str]) -> InputError:
 
 def _kind_in(folder: Path) -> str | None:
     """Say what the first file of a folder is."""
-    files = (folder / name for name in sorted(names_in(folder)) if not name.startswith((".", "_")))
+    files = (folder / name for name in shown_names_in(folder))
     first = next((file for file in files if file.is_file()), None)
     return None if first is None else kind_of(first)
 
