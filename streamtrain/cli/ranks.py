@@ -83,6 +83,9 @@ def process_group(device: str = "cpu") -> Iterator[None]:
     distributed: Any = importlib.import_module("torch.distributed")
     if not distributed.is_available():
         raise UsageError(f"{found.world_size} ranks were started, and this torch has no torch.distributed")
+    # Imported after the group, its functions have it as a default: it outlives destroy_process_group(), and a thread of
+    # gloo that lets go of a tensor while Python ends aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
     host, port = os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", "")
     if not port.isdecimal():
         raise UsageError("MASTER_ADDR without MASTER_PORT", fix="export MASTER_PORT=29500, the same for all ranks")

@@ -17,6 +17,15 @@ from streamtrain.cli.main import main
 
 TRAIN = "-m streamtrain train d.zarr --val v.zarr --model linear --optimizer sgd --batch-size 16 --memory 16MB"
 LONG = f"{TRAIN} --out run --epochs 100000".split()
+LOOKED_AT = """
+import pathlib, sys
+from streamtrain.cli.main import main
+code = main(sys.argv[1:])
+tasks = [each.read_text().strip() for each in pathlib.Path("/proc/self/task").glob("*/comm")]
+print("left:", [name for name in tasks if "gloo" in name], file=sys.stderr)
+sys.exit(code)
+"""
+"""A command, and the threads of its process group that it leaves: one may abort the process as Python ends."""
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +48,15 @@ def wait_for_an_epoch(first: Popen[str]) -> None:
 
 
 def test_ranks_end_together_and_the_run_goes_on(folder: Path) -> None:
-    with started(LONG, 2, folder, PYTHONUNBUFFERED="1") as running:
+    with started(["-c", LOOKED_AT, *LONG[2:]], 2, folder, PYTHONUNBUFFERED="1") as running:
         wait_for_an_epoch(running[0])
         running[1].send_signal(signal.SIGTERM)
         (code, _, err), (other_code, other_out, other_err) = ended(running)
     assert (code, other_code) == (143, 143)
     assert "interrupted by SIGTERM; saved run/checkpoints/" in err
     assert other_out == ""
-    assert other_err.splitlines() == ["rank 1: error: interrupted by SIGTERM"]
+    assert "left: []" in err
+    assert other_err.splitlines() == ["rank 1: error: interrupted by SIGTERM", "left: []"]
     # Killed, a rank leaves no reason. The error file is torchrun's, which has no other way to know the code.
     told = {"PYTHONUNBUFFERED": "1", "TORCHELASTIC_ERROR_FILE": "error.json"}
     with started([*LONG, "--resume"], 2, folder, **told) as running:

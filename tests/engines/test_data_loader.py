@@ -8,6 +8,7 @@ from engine_runs import Ids, assert_each_once, call_named, ids_of, new_loader, r
 
 def read(data: str) -> Ids:
     import torch.distributed as dist
+    import torch.distributed.nn.functional  # noqa: F401 -- before the group, which it would keep alive
     from torch.utils.data import DataLoader
 
     with new_loader(data) as loader:

@@ -217,6 +217,7 @@ LOOP = textwrap.dedent(
     import pickle, sys
     import torch
     import torch.distributed as dist
+    import torch.distributed.nn.functional  # before the group, which it would keep alive
     import streamtrain as st
 
     dataset, store, rank, world_size, out = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]

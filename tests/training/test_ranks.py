@@ -34,6 +34,7 @@ TRAIN = textwrap.dedent(
     import hashlib, json, os, sys, warnings
     import torch
     import torch.distributed as dist
+    import torch.distributed.nn.functional  # before the group, which it would keep alive
     import streamtrain as st
 
     def weights(model):
