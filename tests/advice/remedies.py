@@ -50,9 +50,7 @@ class Remedy:
 @cache
 def all_remedies() -> Mapping[str, Remedy]:
     """Every remedy of the library by its key, in the order of files."""
-    trees = {
-        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))
-    }
+    trees = _trees()
     takers = _takers(trees)
     makers = _makers(trees, takers)
     found = (remedy for file, tree in trees.items() for remedy in _remedies_of(file, tree, takers, makers))
@@ -66,7 +64,7 @@ def _trees() -> Mapping[str, ast.Module]:
 
 def arguments_named() -> set[str]:
     """The names of all arguments that remedies have as values."""
-    calls = (node for tree in _trees().values() for node in ast.walk(tree) if _is_named_call(node))
+    calls = (node for tree in _trees().values() for _, node in _inside(tree) if _is_named_call(node))
     return {
         str(call.args[0].value)
         for call in calls
@@ -79,7 +77,7 @@ def _takers(trees: Mapping[str, ast.Module]) -> dict[str, int]:
     return {
         node.name: names.index("fix")
         for tree in trees.values()
-        for node in ast.walk(tree)
+        for _, node in _inside(tree)
         if isinstance(node, ast.FunctionDef) and "fix" in (names := [argument.arg for argument in node.args.args])
     }
 
@@ -88,7 +86,7 @@ def _makers(trees: Mapping[str, ast.Module], takers: Mapping[str, int]) -> set[s
     """Functions whose result is used as a remedy, or returned by one of them."""
     used = (node for tree in trees.values() for _, node in _given(tree, takers))
     called = {call.func.id for node in used for call in ast.walk(node) if _is_named_call(call)}
-    defined = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    defined = [node for tree in trees.values() for _, node in _inside(tree) if isinstance(node, ast.FunctionDef)]
     makers = called & {node.name for node in defined}
     returns = [node for of in defined if of.name in makers for node in ast.walk(of) if isinstance(node, ast.Return)]
     handed_on = {node.value.func.id for node in returns if _is_named_call(node.value)}  # type: ignore[arg-type, union-attr]
@@ -99,12 +97,12 @@ def _is_named_call(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
 
 
-def _given(tree: ast.AST, takers: Mapping[str, int]) -> Iterator[tuple[str, ast.expr]]:
+def _given(tree: ast.Module, takers: Mapping[str, int]) -> Iterator[tuple[str, ast.expr]]:
     """Every expression given as a remedy: ``fix=``, a variable or attribute ``fix``, or at a taker's place.
 
     A class that gives a remedy to its base class has it in ``_instead``.
     """
-    for function, node in _within(tree, ""):
+    for function, node in _inside(tree):
         match node:
             case ast.Call():
                 yield from ((function, keyword.value) for keyword in node.keywords if keyword.arg == "fix")
@@ -135,19 +133,27 @@ def _keeps_for_later(node: ast.AST) -> bool:
             return False
 
 
-def _within(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST]]:
-    for child in ast.iter_child_nodes(node):
-        is_named = isinstance(child, ast.FunctionDef | ast.ClassDef)
-        inner = f"{function}.{child.name}".lstrip(".") if is_named else function  # type: ignore[attr-defined]
-        yield inner, child
-        yield from _within(child, inner)
+@cache
+def _inside(tree: ast.Module) -> list[tuple[str, ast.AST]]:
+    """All nodes of a module, outer ones first, each with the classes and functions around it."""
+    found: list[tuple[str, ast.AST]] = []
+
+    def add(node: ast.AST, function: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            is_named = isinstance(child, ast.FunctionDef | ast.ClassDef)
+            inner = f"{function}.{child.name}".lstrip(".") if is_named else function  # type: ignore[attr-defined]
+            found.append((inner, child))
+            add(child, inner)
+
+    add(tree, "")
+    return found
 
 
 def _remedies_of(file: str, tree: ast.Module, takers: Mapping[str, int], makers: set[str]) -> Iterator[Remedy]:
-    is_later = {function for function, node in _within(tree, "") if _keeps_for_later(node)}
+    is_later = {function for function, node in _inside(tree) if _keeps_for_later(node)}
     for function, value in _given(tree, takers):
         yield from (Remedy(file, function, words, returned=function in is_later) for words in _words(value, file))
-    for function, node in _within(tree, ""):
+    for function, node in _inside(tree):
         if isinstance(node, ast.Return) and node.value is not None and function.rpartition(".")[2] in makers:
             yield from (Remedy(file, function, words, returned=True) for words in _words(_last(node.value), file))
 
