@@ -14,7 +14,7 @@ import numpy.typing as npt
 from streamtrain.errors import Argument, BudgetError, Fix, InputError, UsageError
 from streamtrain.loader.decode.images import Images, decode_into
 from streamtrain.store.layout import Field
-from streamtrain.store.media.pillow import open_image
+from streamtrain.store.media.pillow import SIGNATURE_BYTES, image_format, open_image
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.zarr_metadata import PRIVATE, ROOT
 from streamtrain.system.files import local_path, shown_names_in
@@ -23,7 +23,6 @@ from streamtrain.system.units import format_bytes
 
 _N_TRIED: Final = 20
 """Files of a folder that are looked at to learn whether it holds images."""
-_HEAD_BYTES: Final = 12
 _RUN_BYTES: Final = 1 << 20
 _SHARE_OF_MEMORY: Final = 4
 _PIXEL_BYTES: Final = 8
@@ -92,10 +91,10 @@ def _is_of_images(place: Path) -> bool:
 def _is_image(file: Path) -> bool:
     try:
         with file.open("rb") as opened:
-            head = opened.read(_HEAD_BYTES)
+            head = opened.read(SIGNATURE_BYTES)
     except OSError as error:
         raise _unreadable(error, file) from error
-    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
+    return image_format(head) is not None
 
 
 def _unreadable(error: OSError, path: Path) -> Exception:

@@ -22,6 +22,9 @@ MEDIA: Final[Mapping[str, str]] = MappingProxyType(
 """What Pillow calls a format, and its media type; an MPO is a JPEG with further ones behind it, as phones take them."""
 
 _FORMATS: Final = ("JPEG", "PNG", "WEBP")
+_SIGNATURES: Final = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"))
+SIGNATURE_BYTES: Final = 12
+"""So many first bytes tell whether a file is an image."""
 _ORIENTATION: Final = 0x0112
 _TURNED: Final = 5
 """Orientations from here on swap width and height."""
@@ -44,6 +47,13 @@ def pillow_version() -> str:
     """Return the version of Pillow."""
     version: str = pillow().__version__
     return version
+
+
+def image_format(head: bytes) -> str | None:
+    """Return the format of an image by its first bytes, as Pillow calls it; None for all that is not read here."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for signature, name in _SIGNATURES if head.startswith(signature)), None)
 
 
 def open_image(data: bytes | memoryview) -> Image:

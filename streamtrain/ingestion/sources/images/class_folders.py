@@ -24,10 +24,10 @@ from streamtrain.ingestion.sources.base import (
 from streamtrain.ingestion.sources.images.image_check import DEFAULT_MEMORY, ImageCheck
 from streamtrain.ingestion.sources.indexed.stored import is_dataset_path
 from streamtrain.ingestion.sources.input_files import first_bytes, look_up, read_range, refuse_options
-from streamtrain.ingestion.sources.recognition.content import N_SNIFFED, sniff
 from streamtrain.store.codec import MOST_ENCODABLE_BYTES
 from streamtrain.store.layout import Encoded, Field
 from streamtrain.store.media.encoded import LENGTHS_SUFFIX, byte_lengths, lengths_field, objects_of
+from streamtrain.store.media.pillow import SIGNATURE_BYTES, image_format
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.files import shown_names_in
 from streamtrain.system.refusals import read_failure
@@ -37,7 +37,6 @@ IMAGE: Final = "image"
 _N_TRIED: Final = 20
 """Files of a folder that are looked at to learn whether it holds images."""
 _NOT_OF_IMAGES: Final = ("label_column", "columns", "dtype", "shape", "fields")
-_IMAGES: Final = ("a JPEG image", "a PNG image", "a WebP image")
 
 
 class FileList:
@@ -225,7 +224,7 @@ def open_image_folder(folder: Path, options: SourceOptions) -> ImageFolder:
 
 
 def _is_image(file: Path) -> bool:
-    return sniff(first_bytes(file, N_SNIFFED)) in _IMAGES
+    return image_format(first_bytes(file, SIGNATURE_BYTES)) is not None
 
 
 def _check_names(folder: Path, inner: Sequence[str]) -> None:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from streamtrain.errors import Argument, BudgetError, Fix, InputError, UsageError, unknown_name
 from streamtrain.ingestion.sources.base import ImageOptions, SourceOptions
-from streamtrain.ingestion.sources.recognition.content import sniff
+from streamtrain.ingestion.sources.recognition.content import N_SNIFFED, sniff
 from streamtrain.store.layout import CHECKS
 from streamtrain.store.media.channels import MeasuredImage, measure
-from streamtrain.store.media.pillow import MODES, open_image, pillow, upright, upright_size
+from streamtrain.store.media.pillow import MODES, image_format, open_image, pillow, upright, upright_size
 from streamtrain.system.arguments import is_int
 from streamtrain.system.units import format_bytes
 
@@ -27,7 +27,6 @@ DEFAULT_MEMORY: Final = 10**9
 WITH_IMAGES: Final = ("Parquet", "tar")
 """The formats of files that may hold images."""
 Place = str
-_KINDS: Final = ("a JPEG image", "a PNG image", "a WebP image")
 _STORES: Final = ("encoded", "decoded")
 _QUALITY: Final = 90
 _PIXEL_BYTES: Final = 4
@@ -186,11 +185,12 @@ _MODES: Final = {
 
 
 def _header(data: bytes, where: Place) -> Image:
-    found = sniff(data[:512])
-    if found not in _KINDS:
+    kind = image_format(data)
+    if kind is None:
+        found = sniff(data[:N_SNIFFED])
         what = "the file is empty (0 bytes)" if not data else f"not an image{f': it is {found}' if found else ''}"
         raise InputError(what, where=where, why="JPEG, PNG and WebP are read", fix=_CONVERT)
-    _check_end(data, found, where)
+    _check_end(data, kind, where)
     try:
         return open_image(data)
     except UsageError:
@@ -204,9 +204,9 @@ def _header(data: bytes, where: Place) -> Image:
 
 def _check_end(data: bytes, kind: str, where: Place) -> None:
     """Refuse a file without its end: what is missing there, Pillow does not miss."""
-    if kind == "a PNG image":
+    if kind == "PNG":
         is_whole = b"IEND\xaeB`\x82" in data[-4096:]
-    elif kind == "a WebP image":
+    elif kind == "WEBP":
         is_whole = len(data) >= int.from_bytes(data[4:8], "little") + 8
     else:
         is_whole = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from streamtrain.ingestion.sources.input_files import first_bytes
+from streamtrain.store.media.pillow import image_format
 from streamtrain.system.files import open_to_read
 from streamtrain.system.syscalls import SYSTEM
 
@@ -25,8 +26,6 @@ _MAGICS: Final = (
     (b"\x89HDF\r\n\x1a\n", "HDF5"),
     (b"CDF\x01", "NetCDF 3"),
     (b"CDF\x02", "NetCDF 3"),
-    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
     (b"GIF8", "a GIF image"),
     (b"II*\x00", "a TIFF image"),
     (b"MM\x00*", "a TIFF image"),
@@ -49,6 +48,7 @@ _MAGICS: Final = (
     (b"ID3", "an audio file"),
     (b"fLaC", "an audio file"),
 )
+_IMAGES: Final = MappingProxyType({"JPEG": "a JPEG image", "PNG": "a PNG image", "WEBP": "a WebP image"})
 HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf", ".nc", ".nc4", ".h5ad")
 _BY_SUFFIX: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -103,8 +103,10 @@ def is_hdf5(path: Path) -> bool:
 
 def sniff(head: bytes) -> str | None:
     """Recognize a format by the first bytes of a file; None where they show nothing."""
+    if (found := image_format(head)) is not None:
+        return _IMAGES[found]
     if head[:4] == b"RIFF":
-        return {b"WEBP": "a WebP image", b"WAVE": "an audio file", b"AVI ": "a video"}.get(head[8:12])
+        return {b"WAVE": "an audio file", b"AVI ": "a video"}.get(head[8:12])
     if head[257:262] == b"ustar":
         return "a tar archive"
     return next((kind for magic, kind in _MAGICS if head.startswith(magic)), None)
