@@ -16,6 +16,7 @@ from streamtrain.cli.output import (
     emit,
     is_quiet,
     is_verbose,
+    memory_line,
     note,
     print_text,
     typed_words,
@@ -342,8 +343,7 @@ def _lines(written: Written, seconds: float, memory: dict[str, Any]) -> list[str
     return [
         f"rows    {summary.n_rows:,} in {format_duration(seconds)}, {rate}",
         *summary.lines(),
-        f"memory  budget {format_bytes(memory['budget'])}, measured {format_bytes(memory['measured'])}"
-        f"{f': {terms}' if is_verbose() else ''}",
+        f"{memory_line({name: memory[name] for name in ('budget', 'measured')})}{f': {terms}' if is_verbose() else ''}",
     ]
 
 
