@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+import safetensors
 
 import streamtrain as st
 from streamtrain.cli.main import main
@@ -72,6 +73,14 @@ def test_evaluate_and_predict_take_the_middle(run: Path, stored: Path, capsys: p
     assert [row["prediction"] for row in smaller["predictions"]] == named
     other = _json(capsys, "evaluate", run, stored, "--images", "none:16")
     assert other["loss"] != measured["loss"]
+
+
+def test_an_exported_file_says_how_its_images_are_cropped(run: Path, tmp_path: Path) -> None:
+    assert _main("export", run, "--out", tmp_path / "m.safetensors") == 0
+    with safetensors.safe_open(tmp_path / "m.safetensors", "pt") as file:
+        told = json.loads(file.metadata()["streamtrain"])
+    for name, how in (("decode", st.Images(16)), ("decode_to_measure", st.Images(16, crop="center"))):
+        assert st.Images(**told[name]["image"]) == how
 
 
 def test_its_report_measures_the_shuffle_and_tells_decoding_from_gathering(run: Path) -> None:
