@@ -87,6 +87,7 @@ def _compare(
     ignore_label: int | None,
     class_weight: str | dict[str, float] | None,
     images: str | None,
+    image_scale: str | None,
     out: Path,
     resume: bool,
     surface: bool,
@@ -102,7 +103,7 @@ def _compare(
     given["max_epochs"] = 3 if epochs is None and seconds is None else epochs
     setting = ComparisonSettings(seconds=seconds, **given)
     check_model_name(model)
-    dataset = seen_as(open_preferred(dest), images)
+    dataset = seen_as(open_preferred(dest), images, image_scale)
     inputs = chosen_inputs(dataset, inputs, model, target)
     if (val_dataset := validation_data(dest, val, dataset)) is not None:
         check_alike(dataset, val_dataset, fields=(*inputs, target))

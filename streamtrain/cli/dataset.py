@@ -38,11 +38,12 @@ _COLUMNS_SHOWN: Final = 30
 _CATEGORIES_SHOWN: Final = 3
 
 
-def _is_run(path: Path) -> bool:
+def _is_of_runs(path: Path) -> bool:
+    """Whether a folder is that of a run, or of a comparison, whose runs are named by what reads a run."""
     from streamtrain.system.files import is_there
 
     try:
-        return is_there(path / "config.json")
+        return is_there(path / "config.json") or is_there(path / "comparison.json")
     except PermissionError:
         # Opening says what may not be read.
         return False
@@ -64,7 +65,7 @@ def info_command(dest: str, split: str | None, show_all: bool, as_json: bool) ->
 
     refuse_raw_file(dest)
     run = local_path(dest)
-    if split is None and _is_run(run):
+    if split is None and _is_of_runs(run):
         # Loads torch, which a dataset is shown without.
         from streamtrain.cli.preparation.run_facts import run_result, run_text
 

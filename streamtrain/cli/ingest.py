@@ -28,6 +28,8 @@ from streamtrain.errors import Lines, UsageError
 from streamtrain.system.units import counted, format_bytes, format_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from streamtrain.store.dataset import Dataset
 
 
@@ -359,14 +361,9 @@ def _result(dataset: Dataset, seconds: float) -> dict[str, Any]:
 
 
 def _text(result: dict[str, Any], dataset: Dataset) -> str:
-    lines = [
-        f"{result['dataset']}: {counted(result['samples'], 'sample')} of {_fields_text(result['fields'])}",
-        f"{format_bytes(result['bytes'])} stored in {format_bytes(result['stored_bytes'])} ({result['codec']}), "
-        f"{counted(result['blocks'], 'block')} of {counted(result['block_rows'], 'sample')} "
-        f"({format_bytes(result['block_bytes'])}), "
-        f"{counted(result['shards'], 'shard file')}",
-        f"{format_duration(result['seconds'])}, {result['mb_per_s']:,.{0 if result['mb_per_s'] >= 1 else 1}f} MB/s",
-    ]
+    lines = [f"{result['dataset']}: {counted(result['samples'], 'sample')} of {_fields_text(result['fields'])}"]
+    if not is_quiet():
+        lines += _cost(result)
     if classes := result["classes"]:
         shown = [f"{number} = {name}" for number, name in list(classes.items())[:_CLASSES_SHOWN]]
         more = [f"and {len(classes) - len(shown):,} more"] if len(classes) > len(shown) else []
@@ -376,3 +373,14 @@ def _text(result: dict[str, Any], dataset: Dataset) -> str:
     if missing := missing_text(dataset):
         lines.append(f"missing {missing}")
     return Lines.of(lines)
+
+
+def _cost(result: dict[str, Any]) -> Iterator[str]:
+    """Write what the data takes on the disk, and what the ingest took."""
+    blocks = f"{counted(result['blocks'], 'block')} of {counted(result['block_rows'], 'sample')}"
+    yield (
+        f"{format_bytes(result['bytes'])} stored in {format_bytes(result['stored_bytes'])} ({result['codec']}), "
+        f"{blocks} ({format_bytes(result['block_bytes'])}), {counted(result['shards'], 'shard file')}"
+    )
+    rate = result["mb_per_s"]
+    yield f"{format_duration(result['seconds'])}, {rate:,.{0 if rate >= 1 else 1}f} MB/s"

@@ -224,12 +224,18 @@ def _surplus(message: str, context: click.Context) -> str:
     # Of several arguments click tells in the plural.
     extra, dest = re.fullmatch(r"Got unexpected extra argument \((.+)\)", message), context.params.get("dest")
     words = [*context.find_root().obj]
-    is_one = extra is not None and context.info_name in _OF_DATASETS and str(dest) in words
-    if not is_one or not Path(str(dest), "config.json").exists():
+    if extra is None or context.info_name not in _OF_DATASETS or str(dest) not in words:
+        return message
+    if not (kind := _kind_of_runs(Path(str(dest)))):
         return message
     words.remove(str(dest))
-    told = f"{context.info_name} takes a dataset alone, and {dest} is the folder of a run"
+    told = f"{context.info_name} takes a dataset alone, and {dest} is {kind}"
     return f"{told}. Fix: {command_line(['streamtrain', *words])}"
+
+
+def _kind_of_runs(path: Path) -> str | None:
+    kinds = {"config.json": "the folder of a run", "comparison.json": "the folder of a comparison"}
+    return next((kind for name, kind in kinds.items() if Path(path, name).exists()), None)
 
 
 def _meant(word: str, known: Sequence[str]) -> str | None:

@@ -99,8 +99,7 @@ FIELD_OPTIONS: Final = (
         callback=parse_names,
         metavar="A,B",
         section="Data",
-        help="The fields that the model takes, in order; by default all but y, id and weight (linear and mlp: x, "
-        "x_missing and cat; cnn: x).",
+        help="Fields of the input; by default all but y, id, weight (linear, mlp: x, x_missing, cat; cnn: x).",
     ),
     option("--target", default="y", metavar="FIELD", section="Data", help="The field to learn."),
 )
@@ -279,6 +278,12 @@ class TrainOptions:
         "Decode images to SIZE x SIZE, or center:SIZE.",
         "Data",
         metavar="[CROP:]SIZE",
+    )
+    image_scale: str | None = _option(
+        None,
+        "Random crops: their least and largest share, 0.08,1.",
+        "Data",
+        metavar="A,B",
     )
     normalize: str = _option(
         "auto",

@@ -240,8 +240,12 @@ def _as_word(value: object) -> str:
 
 
 def memory_line(memory: Mapping[str, int]) -> str:
-    """Write budget, projection and measured peak side by side, and the rest under ``--verbose``."""
-    shown = {name: n for name, n in memory.items() if name in _MEMORY_SHOWN or is_verbose()}
+    """Write budget, projection and measured peak side by side, and the rest under ``--verbose``.
+
+    A peak that is not above the memory of a step, in a run of a few, tells nothing of the loaders, and is left out.
+    """
+    known = {name: n for name, n in memory.items() if n or name != "measured"}
+    shown = {name: n for name, n in known.items() if name in _MEMORY_SHOWN or is_verbose()}
     return "memory  " + ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in shown.items())
 
 

@@ -16,7 +16,7 @@ from streamtrain.training.best.monitor import BestEpoch
 from streamtrain.training.metrics.results import Metrics, ScoreTable
 from streamtrain.training.metrics.user import METRIC_NAMES
 from streamtrain.training.records.history import History
-from streamtrain.training.run.run_folder import last_epoch
+from streamtrain.training.run.run_folder import epochs_backwards
 
 _FEW_ROWS: Final = 20
 _N_WORST: Final = 5
@@ -188,7 +188,7 @@ class TrainOutcome:
         if last is not None:
             val = last.val.named() if last.val else None
             return last.train.named() | {"val": val, "result": last.scores()}
-        line = last_epoch(self.out) or {}
+        line = next(epochs_backwards(self.out), {})
         val = {name.removeprefix("val_"): value for name, value in line.items() if name.startswith("val_")}
         return {name: line[name] for name in METRIC_NAMES if name in line} | {"val": val or None}
 

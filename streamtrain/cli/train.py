@@ -177,7 +177,7 @@ def _begin(options: TrainOptions, say: Callable[[str], None]) -> _Begun:
     of_first(lambda: _check_out(options))
     check_model_name(options.model)
     refuse_raw_file(options.dest)
-    dataset = seen_as(open_preferred(options.dest), options.images)
+    dataset = seen_as(open_preferred(options.dest), options.images, options.image_scale)
     inputs = chosen_inputs(dataset, options.inputs, options.model, options.target, options.weight)
     options = replace(options, inputs=inputs)
     val = validation_data(options.dest, options.val, dataset)

@@ -320,6 +320,8 @@ class _Compared:
                 run, self._paths[choice.folder_name] = kept
                 self._runs[choice.folder_name] = run
                 say(f"{run.label}: finished, and read back")
+        if len(self._runs) == len(self._choices):
+            say("every run is finished: nothing is trained")
 
     def train(self, passes: list[StreamLoader], first: LearningCurvePoint, *, resumes: bool) -> None:
         """Train the other runs."""

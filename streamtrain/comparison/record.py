@@ -30,7 +30,9 @@ from streamtrain.training.run.serialization import write_tensors
 
 _PATH: Final = "path.safetensors"
 _LANES: Final = "lanes"
+_EPOCHS: Final = "max_epochs"
 _ANOTHER: Final = Fix("another ", Argument("out"))
+_FIXED: Final = "A comparison that resumes keeps its number of epochs"
 _FREE: Final = "Free to change are memory, max_memory, threads, device and target_loss"
 
 
@@ -110,11 +112,16 @@ def settings_of(setup: ComparisonSetup, val: Dataset | None) -> dict[str, Any]:
 def check_same(record: ComparisonRecord, settings: Mapping[str, Any], out: Path) -> None:
     """Refuse to resume a comparison with other settings."""
     if wrong := differences(record.settings, settings):
+        n_epochs = record.settings.get(_EPOCHS)
+        is_of_epochs = n_epochs is not None and settings.get(_EPOCHS) is not None
+        is_alone = is_of_epochs and not differences(record.settings, {**settings, _EPOCHS: n_epochs})
         raise CheckpointError(
             "the comparison has other settings",
             where=str(out),
-            why=Lines.of(["It differs in", *(f"  {line}" for line in wrong), _FREE]),
-            fix=Fix("compare as it was begun, or ", _ANOTHER),
+            why=Lines.of(["It differs in", *(f"  {line}" for line in wrong), *([_FIXED] * is_alone), _FREE]),
+            fix=Fix(Argument("max_epochs", n_epochs), ", or ", _ANOTHER)
+            if is_alone
+            else Fix("compare as it was begun, or ", _ANOTHER),
         )
 
 

@@ -427,8 +427,11 @@ def set_axis(axes: Axes, side: Literal["x", "y"], axis: Axis, values: Sequence[f
         locator = _log_locator(min(positive), max(positive))
     elif axis.is_log and positive:
         # Even from zero, which has a place so, to the least of the others.
-        set_scale("symlog", linthresh=min(positive), linscale=0.4)
-        locator = SymmetricalLogLocator(base=10, linthresh=min(positive), subs=_steps(min(positive), max(positive)))
+        least, most = min(positive), max(positive)
+        set_scale("symlog", linthresh=least, linscale=0.4)
+        found = SymmetricalLogLocator(base=10, linthresh=least, subs=_steps(least, most)).tick_values(0, most)
+        # Between zero and the least value there is no room for names of ticks.
+        locator = FixedLocator([0.0, *(tick for tick in found if least <= tick <= most)])
     if ticks.get_scale() == "symlog" or (axis.from_zero and ticks.get_scale() == "linear"):
         getattr(axes, f"set_{side}lim")(min([0.0, *values]), None)
     ticks.set_major_locator(locator)

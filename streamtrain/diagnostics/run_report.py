@@ -250,7 +250,7 @@ def _memory(memory: Mapping[str, Any]) -> dict[str, Any]:
     bars = [
         Bar(label=name, pieces={name: float(memory[name])}, text=format_bytes(memory[name]))
         for name in ("budget", "projected", "measured")
-        if name in memory
+        if memory.get(name, 0) > 0
     ]
     if not bars:
         return {"notes": ["Not known: the run did not finish, or was not made by a command."]}

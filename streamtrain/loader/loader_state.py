@@ -27,7 +27,7 @@ def checked_state(state: object, mine: Mapping[str, Any]) -> dict[str, Any]:
     known = {**_FIRST_VERSION, **state, "version": LOADER_STATE_VERSION} if is_first else dict(state)
     if is_first and mine.get("order") is None:
         known["order"] = None
-    ours = {name: value for name, value in mine.items() if name not in _LEAST and name != "order"}
+    ours = {"decode": None} | {name: value for name, value in mine.items() if name not in _LEAST and name != "order"}
     if wrong := differences(known, ours):
         raise UsageError("the state is of another loader", why="; ".join(wrong), fix="make the loader as it was")
     for name, least in _LEAST.items():

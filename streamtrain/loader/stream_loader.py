@@ -18,7 +18,7 @@ from streamtrain.loader.augmentation import Transform, named
 from streamtrain.loader.batch import Batch, BatchGroup, batch_type, batches_of, channels_first, groups_of
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, solve
 from streamtrain.loader.deal import Deal
-from streamtrain.loader.decode.delivery import Decode, gathers_of
+from streamtrain.loader.decode.delivery import Decode, decode_entry, gathers_of
 from streamtrain.loader.decode.image_dataset import with_images
 from streamtrain.loader.device.transfer import Placement, make_transfer
 from streamtrain.loader.loader_state import LOADER_STATE_VERSION, checked_state
@@ -290,7 +290,7 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
         lanes = {"lanes": self._sizes.lanes, "groups": self._sizes.groups}
         order = {name: getattr(self, name) for name in _ORDER}
         kind = {"version": LOADER_STATE_VERSION, "dataset": self.dataset.id, "order": self.order_version}
-        return kind | place | lanes | order
+        return kind | place | lanes | order | decode_entry(self.decode)
 
     @public
     def load_state_dict(self, state: dict[str, Any]) -> None:

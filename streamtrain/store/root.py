@@ -29,8 +29,8 @@ def read_root(folder: Path) -> Json:
     if not _is_there(root) and is_zarr(folder):
         raise _of_others(folder)
     if not _is_there(root):
-        is_run = _is_there(folder / "config.json") and _is_there(folder / "metrics.jsonl")
-        what = "the folder of a run, not a dataset" if is_run else "not a streamtrain dataset: there is no zarr.json"
+        kind = kind_of_folder(folder)
+        what = f"{kind}, not a dataset" if kind else "not a streamtrain dataset: there is no zarr.json"
         raise DatasetError(what, where=str(folder), fix="give the directory ingest wrote")
     found = load_json(read_bounded(root, _MOST_ROOT_BYTES), where=str(root))
     attributes = found.get("attributes")
@@ -46,6 +46,19 @@ def read_root(folder: Path) -> Json:
     if found != {"attributes": {"streamtrain": ours}, "zarr_format": 3, "node_type": "group"}:
         raise DatasetError("the root is not the one that was committed", where=str(root), fix=RESTORE)
     return ours
+
+
+def kind_of_folder(folder: Path) -> str | None:
+    """Say which folder of ours one is, by the files in it; None for any other."""
+    found = (kind for kind, names in _KINDS.items() if all(_is_there(folder / name) for name in names))
+    return next(found, None)
+
+
+_KINDS: Final = {
+    "the folder of a run": ("config.json", "metrics.jsonl"),
+    "the folder of a comparison": ("comparison.json",),
+    "a dataset": (zarr_metadata.ROOT,),
+}
 
 
 def _of_others(folder: Path) -> DatasetError:

@@ -59,6 +59,7 @@ def a_grid_without_a_surface(w: World) -> None:
     "loader/budget_shares.py:check_shared_memory: memory={}",
     "comparison/record.py:_take: another out={}, or remove it",
     "comparison/record.py:check_same: compare as it was begun, or another out=",
+    "comparison/record.py:check_same: max_epochs={}, or another out=",
     "cli/compare.py:run_compare: --out {}",
 )
 def comparisons(w: World) -> None:
@@ -73,6 +74,7 @@ def comparisons(w: World) -> None:
     w.refuses(f"{COMPARE} --rules batch --optimizers sgd --out taken")
     w.works(f"{COMPARE} --rules batch --optimizers sgd --out taken --resume")
     w.refuses(f"{COMPARE} --rules batch --optimizers sgd --out taken --resume --seed 1")
+    w.typed(f"{COMPARE} --rules batch --optimizers sgd --out taken --resume --epochs 2")
     w.typed(f"{COMPARE} --rules batch --optimizers sgd --resume")
     w.works(f"{COMPARE} --rules batch --optimizers sgd --out free --resume --seed 1")
 

@@ -173,6 +173,8 @@ def images_of_no_size(w: World) -> None:
     f"{_COMMAND}parse_images: --images 224 (random crops, to train on), or --images center:224",
     f"{_COMMAND}decode_of: --images 224 (random crops, to train on), or --images center:224",
     f"{_COMMAND}decode_of: leave it out",
+    f"{_COMMAND}parse_images: --images {{}}",
+    f"{_COMMAND}_parse_scale: --image-scale 0.35, or --image-scale 0.35,1",
     "cli/compare.py:_of_data: leave it out",
 )
 def images_on_the_command_line(w: World) -> None:
@@ -180,8 +182,11 @@ def images_on_the_command_line(w: World) -> None:
     train = "train d.zarr --model linear --epochs 1 --batch-size 4"
     w.typed(train)
     w.typed(f"{train} --images large")
+    w.typed(f"{train} --images center:8 --image-scale 0.5")
+    w.typed(f"{train} --images 8 --image-scale 2")
     w.dataset("x.zarr")
     w.refuses("train x.zarr --model linear --epochs 1 --images 8")
+    w.refuses("train x.zarr --model linear --epochs 1 --image-scale 0.5")
     w.works("train x.zarr --model linear --epochs 1")
     compare = "compare d.zarr --model linear --epochs 1 --batch-size 4 --images 8 --rules batch --optimizers sgd"
     w.refuses(f"{compare} --normalize imagenet")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+import safetensors
 
 import streamtrain as st
 from streamtrain.cli.main import main
@@ -72,6 +73,33 @@ def test_evaluate_and_predict_take_the_middle(run: Path, stored: Path, capsys: p
     assert [row["prediction"] for row in smaller["predictions"]] == named
     other = _json(capsys, "evaluate", run, stored, "--images", "none:16")
     assert other["loss"] != measured["loss"]
+
+
+def test_the_scale_of_random_crops_is_an_option(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", stored, "--model", "cnn", "--epochs", "1", "--batch-size", "8"]
+    assert _main(*words, "--images", "16", "--image-scale", "0.5,0.9", "--out", tmp_path / "r") == 0
+    assert _main("export", tmp_path / "r", "--out", tmp_path / "m.safetensors") == 0
+    with safetensors.safe_open(tmp_path / "m.safetensors", "pt") as file:
+        told = json.loads(file.metadata()["streamtrain"])
+    assert st.Images(**told["decode"]["image"]) == st.Images(16, scale=(0.5, 0.9))
+    capsys.readouterr()
+    wrong = ["0", "0.9,0.5", "1.5", "much"]
+    for size, scale, told in (
+        *(("16", each, "is not a least share of an image's area") for each in wrong),
+        ("center:16", "0.5", "crops nothing at random. Fix: --images 16."),
+    ):
+        assert _main(*words, "--images", size, "--image-scale", scale, "--out", tmp_path / "w") == 2
+        assert told in capsys.readouterr().err
+
+
+def test_an_exported_file_says_how_its_images_are_cropped(run: Path, tmp_path: Path) -> None:
+    assert _main("export", run, "--out", tmp_path / "m.safetensors") == 0
+    with safetensors.safe_open(tmp_path / "m.safetensors", "pt") as file:
+        told = json.loads(file.metadata()["streamtrain"])
+    for name, how in (("decode", st.Images(16)), ("decode_to_measure", st.Images(16, crop="center"))):
+        assert st.Images(**told[name]["image"]) == how
 
 
 def test_its_report_measures_the_shuffle_and_tells_decoding_from_gathering(run: Path) -> None:

@@ -53,6 +53,16 @@ def test_text(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "field  dtype" in out
 
 
+def test_quiet_prints_what_was_stored_not_what_it_took(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["ingest", str(raw / "t.csv"), str(raw / "d.zarr"), "--label-column", "kind", "--columns", "b"]
+    assert main([*words, "--quiet"]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert "3 samples of x" in first
+    assert others == ["classes: 0 = ant, 1 = cat", "label   kind: 2 classes"]
+    assert main([*words, "--overwrite"]) == 0
+    assert " MB/s" in capsys.readouterr().out
+
+
 def test_missing_values_are_counted_in_text(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(raw / "n.npy", [[1, np.nan], [np.nan, 2]])
     assert main(["ingest", str(raw / "n.npy"), str(raw / "n.zarr"), "--nan", "keep"]) == 0

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 import streamtrain as st
 from streamtrain.cli.main import main
+from streamtrain.training.run.checkpoint import newest_checkpoint
 
 Arrays = dict[str, npt.NDArray[Any]]
 N = 400
@@ -47,6 +49,19 @@ def test_the_next_steps_of_a_training_work(
     assert [Path(word).name for word in found] == [Path(word).name for word in steps[0]], "that of the training itself"
     assert main(found) == 0
     assert ("training data, again" in capsys.readouterr().out) == (split is None)
+
+
+def test_the_report_of_a_resumed_run_repeats_all_of_it(arrays: Arrays) -> None:
+    st.ingest(arrays, "d.zarr")
+    assert _main("train", "d.zarr", *FAST, "--epochs", 1) == 0
+    assert _main("train", "d.zarr", *FAST, "--epochs", 3, "--resume") == 0
+    assert _main("report", "run") == 0
+    page = Path("run/report.html").read_text()
+    again = shlex.split(page.partition("<h2>How to repeat it</h2>")[2].partition("<pre>")[2].partition("</pre>")[0])
+    assert again[1:] == ["train", "d.zarr", *FAST[:-2], "--epochs", "3"]
+    assert main(again[1:]) == 0
+    weights = [newest_checkpoint(run).tensors("model") for run in (Path("run"), Path("runs/1"))]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_predict_says_which_split_to_give(arrays: Arrays, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ def test_lines_for_people() -> None:
     memory = {"budget": 16_000_000, "projected": 15_200_000, "measured": 12_345_678, "step": 4_100}
     short = "memory  budget 16.0 MB, projected 15.2 MB, measured 12.3 MB"
     assert memory_line(memory) == short
+    assert memory_line(memory | {"measured": 0}) == short.rpartition(",")[0], "nothing was above a step's memory"
     work = ThreadSeconds(disk=0.5, decode=0.25, gather=1.0, index=0.25)
     wall = {"start": 1.0, "compute": 2.9, "wait": 0.1}
     first = "time    4.0 s: start 25.0%, compute 72.5%, wait 2.5%"

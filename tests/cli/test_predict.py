@@ -254,6 +254,12 @@ def test_the_first_ten_rows_and_the_line_that_keeps_all(trained: Path, capsys: p
     assert found["rows"] == 2
 
 
+def test_quiet_predictions_tell_neither_time_nor_memory(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "-q", str(trained / "run"), str(trained / "t.csv"), "--out", str(trained / "q.csv")]) == 0
+    rows, share, out = capsys.readouterr().out.splitlines()
+    assert (rows, share[:8], out) == (f"rows    {N}", "share   ", f"out     {trained / 'q.csv'}")
+
+
 def test_stdout_is_csv_alone(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["predict", str(trained / "run"), str(trained / "new.csv"), "--out"]
     assert main([*words, str(tmp_path / "p.csv")]) == 0

@@ -70,6 +70,25 @@ def test_a_run_alone_is_no_dataset(line: str, trained: Path, capsys: pytest.Capt
     assert "error: run: the folder of a run, not a dataset. Fix: " in refused(capsys, line, 4)
 
 
+def test_the_folder_of_a_comparison_is_named_with_its_page_and_its_runs(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(shlex.split(f"compare flights --model linear {SMALL} --rules batch,epoch --optimizers sgd --out c")) == 0
+    )
+    for line in ("info c", "report c", "evaluate c flights", "predict c flights", "export c --out m.safetensors"):
+        err = refused(capsys, line, 6)
+        told = "c: the folder of a comparison, not a run. Its page is c/comparison.html. "
+        assert f"error: {told}Fix: give one of c/batch-sgd, c/epoch-sgd." in err
+    assert main(["info", "c/batch-sgd"]) == 0
+    for line in ("train c --model linear", "plan c", "verify c"):
+        assert "error: c: the folder of a comparison, not a dataset. Fix: " in refused(capsys, line, 4)
+    err = refused(capsys, f"train c flights --model linear {SMALL}")
+    assert "train takes a dataset alone, and c is the folder of a comparison" in err
+    assert main(remedy(err)) == 0
+    assert "error: flights: a dataset, not a run. Fix: " in refused(capsys, "report flights", 6)
+
+
 def test_compare_in_python_says_what_stands_in_a_wrong_place(trained: Path) -> None:
     data, model = st.open("flights"), nn.Linear(1, 1)
     for given in ((data, model), ("flights", model), (data, "flights")):

@@ -153,6 +153,12 @@ def test_what_a_comparison_may_not_change_is_named(data: st.Dataset, tmp_path: P
     named = {text.split(":")[0].strip() for text in (refused.value.why or "").splitlines()[1:-1]}
     assert named == {"lr", "max_epochs", "seed", "normalize_target", "initial weights", "val"}
     assert (out / COMPARISON_HTML).read_bytes() == page
+    with pytest.raises(CheckpointError, match="keeps its number of epochs") as refused:
+        compare(line(), data, **few | {"max_epochs": 2}, out=out, resume="auto")
+    assert str(refused.value).endswith("Fix: max_epochs=1, or another out=.")
+    said: list[str] = []
+    compare(line(), data, **few, out=out, resume="auto", say=lambda text: said.append(str(text)))
+    assert said[-1] == "every run is finished: nothing is trained"
     free = {"memory": "20MB", "target_loss": 0.5}
     assert compare(line(), data, **few | free, out=out, resume="auto").target_loss == 0.5
     with pytest.raises(UsageError, match=r"Fix: another out=, resume='auto' to resume it, or remove it"):

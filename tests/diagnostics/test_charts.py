@@ -325,3 +325,14 @@ def test_marks_at_the_foot_and_an_upright_have_their_names_in_the_legend() -> No
     chart = LineChart(title="", x=chart.x, y=chart.y, curves=chart.curves, upright=best, ticks=ticks)
     figure = figure_of(charts._line_figure, chart)
     assert [text.get_text() for text in figure.legends[0].texts][-2:] == ["best", "trial"]
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.05, 0.1, 3.0), (0.0, 1.0, 2.0, 30.0, 400.0), (0.0, 0.03, 90.0)])
+def test_ticks_between_zero_and_the_least_value_are_left_out(values: tuple[float, ...]) -> None:
+    axes = Figure().add_subplot()
+    charts.set_axis(axes, "x", Axis(label="seconds", from_zero=True, is_log=True), values)
+    assert axes.get_xscale() == "symlog"
+    first, *others = axes.get_xticks()
+    assert first == 0
+    assert others
+    assert all(values[1] <= tick <= values[-1] for tick in others)

@@ -104,6 +104,22 @@ def test_ranks_and_a_resumed_run_have_the_same_images(dataset: st.Dataset) -> No
     assert _equal(rest, whole[3:])
 
 
+def test_a_state_of_images_decoded_otherwise_is_refused(dataset: st.Dataset) -> None:
+    def loader(how: st.Images) -> st.StreamLoader:
+        return st.StreamLoader(dataset, batch_size=16, decode={"image": how})
+
+    with loader(st.Images(20, scale=(0.5, 1.0))) as one:
+        state = one.state_dict()
+    others = (st.Images(20), st.Images(24, scale=(0.5, 1.0)), st.Images(20, crop="center"))
+    for other in others:
+        there, here = (f"image: {how!r}" for how in (st.Images(20, scale=(0.5, 1.0)), other))
+        with loader(other) as wrong, pytest.raises(UsageError, match="of another loader") as refused:
+            wrong.load_state_dict(state)
+        assert refused.value.why == f"decode: {there!r} there, {here!r} here"
+    with loader(st.Images(20, scale=(0.5, 1.0))) as same:
+        same.load_state_dict(state)
+
+
 def test_random_crops_cover_what_they_are_asked_for() -> None:
     how = st.Images(32)
     boxes, flips = zip(*(crop_of(how, (400, 300), key) for key in range(2**40, 2**40 + 2000)), strict=True)

@@ -92,7 +92,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     section="Data",
     help="A dataset to measure on after every epoch; by default split val of DEST, if there is one.",
 )
-@options_of_train("images", "normalize", "normalize_target", "class_weight")
+@options_of_train("images", "image_scale", "normalize", "normalize_target", "class_weight")
 @option(
     "--batch-size",
     type=int,

@@ -10,7 +10,17 @@ from typing import Any, Final
 
 from streamtrain.cli.ingest import parse_fields
 from streamtrain.cli.options import note_doubt, set_threads
-from streamtrain.cli.output import as_command_line, command_line, emit, is_verbose, note, print_text, typed_words
+from streamtrain.cli.output import (
+    as_command_line,
+    command_line,
+    emit,
+    is_quiet,
+    is_verbose,
+    memory_line,
+    note,
+    print_text,
+    typed_words,
+)
 from streamtrain.cli.preparation.images import decode_of, parse_images
 from streamtrain.errors import Lines, UsageError
 from streamtrain.ingestion.request import source_options
@@ -326,13 +336,14 @@ def _result(
 
 def _lines(written: Written, seconds: float, memory: dict[str, Any]) -> list[str]:
     summary = written.summary
+    if is_quiet():
+        return [f"rows    {summary.n_rows:,}", *summary.lines()]
     rate = format_rate(summary.n_rows, seconds, "rows")
     terms = " + ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in memory["terms"].items())
     return [
         f"rows    {summary.n_rows:,} in {format_duration(seconds)}, {rate}",
         *summary.lines(),
-        f"memory  budget {format_bytes(memory['budget'])}, measured {format_bytes(memory['measured'])}"
-        f"{f': {terms}' if is_verbose() else ''}",
+        f"{memory_line({name: memory[name] for name in ('budget', 'measured')})}{f': {terms}' if is_verbose() else ''}",
     ]
 
 

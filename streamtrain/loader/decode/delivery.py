@@ -97,6 +97,11 @@ def _check(decode: Decode, layout: Layout) -> None:
             )
 
 
+def decode_entry(decode: Decode | None) -> dict[str, str]:
+    """Write how images are decoded, as a loader's state keeps it: in one entry, of a loader that decodes any."""
+    return {"decode": ", ".join(f"{name}: {how!r}" for name, how in decode.items())} if decode else {}
+
+
 def is_pixels(field: Field) -> bool:
     """Whether a field holds decoded images, channels last."""
     return field.dtype == np.uint8 and len(field.shape) == 3 and field.shape[2] in (1, 3) and not field.encoded

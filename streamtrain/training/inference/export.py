@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from streamtrain.errors import Argument, Fix, UsageError
+from streamtrain.loader.decode.image_dataset import decode_config
 from streamtrain.store.schema.columns import schema_json
 from streamtrain.store.writing.staging import check_in_no_dataset
 from streamtrain.system.files import Files, is_folder, is_there, local_path
 from streamtrain.system.refusals import translate_os_errors
-from streamtrain.training.inference.saved_run import SavedRun, class_names
+from streamtrain.training.inference.saved_run import SavedRun, class_names, decode_of_run
 from streamtrain.training.run.checkpoint import MODEL, NORMALIZE
 from streamtrain.training.run.serialization import check_tensors, write_tensors
 
@@ -20,6 +22,12 @@ SUFFIX: Final = ".safetensors"
 _ANOTHER: Final = Fix("another ", Argument("out"))
 _PICKLES: Final = (".pt", ".pth", ".bin", ".pkl")
 _OF_ONNX: Final = (".mlmodel", ".mlpackage", ".tflite")
+
+
+def _decoded(config: Mapping[str, Any]) -> dict[str, object]:
+    """Tell how images became pixels in the training, and how they do where the model is measured."""
+    measured = decode_of_run(config)
+    return {} if measured is None else {"decode": config["decode"], "decode_to_measure": decode_config(measured)}
 
 
 def check_export(run: str | Path, out: str | Path, *, overwrite: bool) -> Path:
@@ -71,6 +79,7 @@ def export(run: SavedRun, path: Path, *, files: Files | None = None) -> dict[str
         # Outputs are (y - mean) / std of the targets, where that is told.
         "normalize_target": None if run.normalized_target is None else run.normalized_target.config(),
         "log_output": run.gives_logarithms,
+        **_decoded(run.config),
         "version": version_of("streamtrain"),
     }
     # Names and texts alone: that is all that a safetensors header takes.

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -32,10 +31,10 @@ from typing import Any, Final, Self
 from torch import Tensor
 
 from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, StreamtrainWarning, UsageError
+from streamtrain.store.root import kind_of_folder
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
 from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock, is_folder_locked
 from streamtrain.store.writing.staging import check_in_no_dataset, is_nobodys
-from streamtrain.store.zarr_metadata import ROOT
 from streamtrain.system.files import (
     Files,
     existing_parent,
@@ -50,6 +49,7 @@ from streamtrain.system.files import (
     status_of,
     temporary_beside,
 )
+from streamtrain.system.json_values import to_json_value
 from streamtrain.system.refusals import (
     is_of_machine,
     os_failure,
@@ -77,6 +77,7 @@ SCHEMA: Final = "schema.json"
 METRICS: Final = "metrics.jsonl"
 SCORES: Final = "scores.json"
 MEMORY: Final = "memory.json"
+_CALL: Final = ("command", "fit")
 _LONGEST: Final = f"{CHECKPOINTS}/{LONGEST_NAME}"
 
 
@@ -109,7 +110,7 @@ class RunFolder:
         A line that cannot be written now is written with a later one; no checkpoint is saved without it. The line of a
         ``partial`` epoch stands until the next one replaces it, and belongs to no checkpoint.
         """
-        line = json.dumps({name: _finite(value) for name, value in values.items()}) + "\n"
+        line = json.dumps(to_json_value(values)) + "\n"
         self._forget_other_past()
         self._drop_partial()
         if values.get("partial"):
@@ -234,8 +235,9 @@ class RunFolder:
             self._files.ensure_dir(self.path)
             with translate_os_errors("look at", self.path / CONFIG):
                 is_begun = is_there(self.path / CONFIG)
-            if not is_begun:
-                config = {**self._config, "versions": library_versions()}
+            begun = read_config(self.path) if is_begun else {}
+            config = _resumed(begun, self._config) if begun else {**self._config, "versions": library_versions()}
+            if config != begun:
                 self._files.write_bytes(self.path / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
             with translate_os_errors("open", self.path / METRICS):
                 self._metrics = with_room(self._open_metrics)
@@ -259,6 +261,12 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _resumed(begun: Mapping[str, object], now: Mapping[str, object]) -> dict[str, Any]:
+    """Describe a run as it was begun, but for the call that repeats the whole of it."""
+    calls: dict[str, Any] = json.loads(json.dumps({name: now[name] for name in _CALL if name in now}))
+    return {name: value for name, value in begun.items() if name not in _CALL} | calls
 
 
 class NullRunFolder:
@@ -411,11 +419,13 @@ def read_config(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         if not local_path(path).exists():
             raise _no_such_run(local_path(path)) from None
-        is_dataset = (local_path(path) / ROOT).exists()
+        kind = kind_of_folder(local_path(path))
         begins = is_folder_locked(local_path(path))
         fix = "wait for its first checkpoint: it is being trained" if begins else _nearby_runs(path)
-        what = "a dataset, and not the folder of a run" if is_dataset else f"no run: {CONFIG} is missing"
-        raise CheckpointError(what, where=str(path), fix=fix) from None
+        what = f"{kind}, not a run" if kind else f"no run: {CONFIG} is missing"
+        page = path / "comparison.html"
+        why = f"Its page is {page}" if page.is_file() else None
+        raise CheckpointError(what, where=str(path), why=why, fix=fix) from None
     except OSError as error:
         raise read_failure(error, file, CheckpointError, "train again") from error
     except (ValueError, RecursionError) as error:
@@ -467,11 +477,6 @@ def write_memory(path: Path, memory: Mapping[str, object]) -> None:
     Files().write_bytes(path / MEMORY, (json.dumps(memory, indent=2) + "\n").encode())
 
 
-def last_epoch(path: Path) -> dict[str, Any] | None:
-    """Return the last line of ``metrics.jsonl`` that sums up an epoch; None where there is none."""
-    return next(epochs_backwards(path), None)
-
-
 def epochs_backwards(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of ``metrics.jsonl`` that sum up an epoch, the last one first, up to one that cannot be read."""
     try:
@@ -492,7 +497,3 @@ def _nearby_runs(path: Path) -> str:
     if not runs:
         return "name the folder that a run wrote"
     return f"give {runs[0]}" if len(runs) == 1 else f"give one of {', '.join(runs[:8])}"
-
-
-def _finite(value: float | str) -> float | str | None:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,7 +24,7 @@ from streamtrain.training.run.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from streamtrain.training.run.run_folder import RunFolder, last_epoch, newest_run, read_config
+from streamtrain.training.run.run_folder import RunFolder, epochs_backwards, newest_run, read_config
 
 
 @pytest.fixture
@@ -279,13 +279,14 @@ def test_a_pickle_is_no_checkpoint(run: Path) -> None:
 
 def test_metrics_written_after_a_checkpoint_are_forgotten(run: Path) -> None:
     lines = (run / "metrics.jsonl").read_bytes()
-    with RunFolder(run, {"model": "other"}, resumes=True) as folder:
+    with RunFolder(run, {"model": "other", "fit": {"max_epochs": 9}}, resumes=True) as folder:
         folder.log(kind="epoch", loss=7.0)
-        assert last_epoch(run) == {"kind": "epoch", "loss": 7.0}
+        assert next(epochs_backwards(run)) == {"kind": "epoch", "loss": 7.0}
         folder.rewind(len(lines))
         folder.log(kind="batch", loss=1.0)
     assert (run / "metrics.jsonl").read_bytes() == lines + b'{"kind": "batch", "loss": 1.0}\n'
     assert read_config(run)["model"] == "linear", "a run that goes on is what it was"
+    assert read_config(run)["fit"] == {"max_epochs": 9}, "but for the call that repeats all of it"
     with pytest.raises(CheckpointError, match=r"metrics.jsonl: \d+ bytes; the checkpoint was made after 999999"):
         folder.rewind(999999)
     assert newest_run(run.parent) == run

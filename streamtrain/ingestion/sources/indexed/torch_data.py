@@ -6,14 +6,15 @@ They are recognized by what they offer, and torch is never imported here.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain, count
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import Argument, Fix, InputError, UsageError
+from streamtrain.errors import Argument, Fix, InputError, UsageError, printable
 from streamtrain.ingestion.sources.arrays import to_array
 from streamtrain.ingestion.sources.base import (
     Rows,
@@ -99,7 +100,9 @@ class SampleSource(Source):
             out[field.name][place] = as_field(value[None], field, lambda _: self.where(row))[0]
 
     def _sample(self, row: int) -> dict[str, npt.NDArray[Any]]:
-        values = _named(self._samples[row], self._options, self.where(row), "a sample")
+        with _numbered(self.where(row)):
+            sample = self._samples[row]
+        values = _named(sample, self._options, self.where(row), "a sample")
         chosen = choose_fields(values, self._options, where=self.where(row))
         return {field: _array(values[name], self.where(row)) for field, name in chosen.items()}
 
@@ -109,7 +112,8 @@ class SampleSource(Source):
         while (seconds := time.perf_counter() - started) < _TRIAL_SECONDS and n_read < min(
             self.n_samples, _TRIAL_SAMPLES
         ):
-            self._samples[n_read]
+            with _numbered(self.where(n_read)):
+                self._samples[n_read]
             n_read += 1
         rate = n_read / max(seconds, 1e-9)
         needed = self.n_samples / rate
@@ -127,7 +131,7 @@ class StackedSamples(Iterable[Mapping[str, Any]]):
         self._samples, self._options, self._kind = samples, options, type(samples).__name__
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        items = iter(self._samples)
+        items = _each_numbered(self._samples, lambda number: f"sample {number} of the {self._kind}")
         for first in items:
             return self._stacks(chain([first], items)) if _is_sample(first) else chain([first], items)
         return iter(())
@@ -149,6 +153,28 @@ class StackedSamples(Iterable[Mapping[str, Any]]):
                 run = []
         if run:
             yield _stacked(run)
+
+
+@contextmanager
+def _numbered(where: str) -> Iterator[None]:
+    """Say of an exception of the user's own code which sample it is of; its kind and its place in the code stay."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(printable(f"at {where}"))
+        raise
+
+
+def _each_numbered(samples: Iterable[Any], where: Callable[[int], str]) -> Iterator[Any]:
+    with _numbered(where(0)):
+        items = iter(samples)
+    for number in count():
+        with _numbered(where(number)):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
 
 
 def _is_sample(item: Any) -> bool:
@@ -208,7 +234,7 @@ class NamedBatches(Iterable[Mapping[str, Any]]):
         self._loader, self._options = loader, options
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        for batch in self._loader:
+        for batch in _each_numbered(self._loader, lambda number: f"batch {number} of the DataLoader"):
             yield _named(batch, self._options, None, "a batch of the DataLoader")
 
 
