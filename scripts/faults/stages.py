@@ -11,20 +11,24 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import zarr
+from PIL import Image
 
 import streamtrain as st
 from scripts.faults.stand_ins import Machine, on
 from scripts.faults.syscall_faults import Failing, Watched, WithoutExchange
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.sources.base import SourceOptions
+from streamtrain.ingestion.sources.hierarchies import over_disk
 from streamtrain.ingestion.sources.registry import open_source
 from streamtrain.ingestion.write_dataset import run_ingest
 from streamtrain.store.writing.journal import Mode, read_journal
 from streamtrain.system.files import Files
+from streamtrain.system.syscalls import Syscalls
 
 N_ROWS: Final = 840
 N_MORE: Final = 300
-STAGES: Final = ("create", "stream", "overwrite", "overwrite in two renames", "append", "resume")
+STAGES: Final = ("create", "stream", "overwrite", "overwrite in two renames", "append", "resume", "images", "over disk")
 
 Tree = dict[str, bytes]
 
@@ -45,18 +49,22 @@ class Stage:
     resumes: bool = False
     machine: Machine | None = None
     is_read: bool = False  # by others, until it is resumed
+    memory: int = 10**9
+    block_bytes: int = 512
+    shard_bytes: int = 1000
 
     def act(self, folder: Path, system: Watched | None = None, *, resume: bool = False) -> None:
         """Write the dataset in a directory that `begin` made."""
         request = IngestRequest(
-            memory=10**9, block_bytes=512, shard_bytes=1000, codec="lz4", n_workers=2, progress=False,
-            options=SourceOptions(),
+            memory=self.memory, block_bytes=self.block_bytes, shard_bytes=self.shard_bytes, codec="lz4", n_workers=2,
+            progress=False, options=SourceOptions(),
         )  # fmt: skip
         files = Files(system=system if system is None or self.exchanges else WithoutExchange(system))
         labels = self.source.with_name("labels.npy") if self.source.suffix == ".npy" else None
-        with self._on_machine(folder, system, resume=resume):
+        options = SourceOptions(memory=self.memory, n_workers=2, scratch=folder)
+        with self._on_machine(folder, system, resume=resume), _rows_written_by(system):
             run_ingest(
-                open_source(self.source, labels=labels),
+                open_source(self.source, labels=labels, options=options),
                 folder / "d.zarr",
                 request,
                 files=files,
@@ -85,6 +93,17 @@ class Stage:
         return folder
 
 
+@contextmanager
+def _rows_written_by(system: Watched | None) -> Iterator[None]:
+    """Let rows that go over disk go through the same calls."""
+    usual: Syscalls = vars(over_disk)["SYSTEM"]
+    setattr(over_disk, "SYSTEM", system or usual)  # noqa: B010 - a name that it only imports
+    try:
+        yield
+    finally:
+        setattr(over_disk, "SYSTEM", usual)  # noqa: B010 - so too
+
+
 def tree_of(path: Path) -> Tree:
     """Every file below a directory, with its bytes."""
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
@@ -101,8 +120,23 @@ def make_stages(folder: Path) -> dict[str, Stage]:
         Stage(name="overwrite in two renames", mode="overwrite", source=other, template=full, exchanges=False),
         Stage(name="append", mode="append", source=more, template=full),
         Stage(name="resume", mode="create", source=first, template=half, resumes=True),
-    )
+        Stage(
+            name="images", mode="create", source=folder / "images", template=empty, block_bytes=2000, shard_bytes=4000
+        ),
+        Stage(
+            name="over disk", mode="create", source=folder / "array", template=empty, memory=30 * 10**6,
+            block_bytes=10**5, shard_bytes=10**6,
+        ),
+    )  # fmt: skip
     return {stage.name: stage for stage in stages}
+
+
+def _make_images(folder: Path, n_images: int) -> None:
+    chance = np.random.default_rng(1)
+    for i in range(n_images):
+        path = folder / "ab"[i % 2] / f"{i:03}.{('jpg', 'png')[i % 3 == 2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(chance.integers(0, 256, (12 + i % 5, 14, 3), np.uint8)).save(path)
 
 
 def make_templates(folder: Path, create: Stage, *, part: int = 1) -> str:
@@ -114,6 +148,10 @@ def make_templates(folder: Path, create: Stage, *, part: int = 1) -> str:
         if name == "first":
             np.save(folder / name, rows["x"])
             np.save(folder / "labels", rows["y"])
+    _make_images(folder / "images", 60 // part)
+    # One row of chunks takes more than a quarter of that stage's memory.
+    values = chance.integers(0, 50, (700, 50, 60)).astype(np.float32)
+    zarr.create_array(folder / "array", data=values, chunks=(650, 7, 11), compressors=None)
     create.template.mkdir()
     create.act(create.begin(folder / "full"))
     with suppress(st.ResourceError):

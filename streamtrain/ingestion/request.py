@@ -59,7 +59,7 @@ from streamtrain.store.manifest import AUTO
 from streamtrain.store.media.encoded import largest_block
 from streamtrain.store.schema.task import TaskName, check_task
 from streamtrain.store.shard import index_bytes
-from streamtrain.store.statistics import MOST_VALUES, tally_bytes, work_bytes
+from streamtrain.store.statistics import MOST_VALUES, finish_bytes, is_wide, tally_bytes, work_bytes
 from streamtrain.store.writing.writer import FLUSHERS
 from streamtrain.system.arguments import check_names, is_int
 from streamtrain.system.calls.argument_names import unknown_argument
@@ -132,14 +132,16 @@ def project_ingest(
     shard_rows = layout.block_rows * layout.shard_blocks
     n_blocks = layout.n_blocks if layout.n_samples < UNKNOWN_SAMPLES else _ASSUMED_BLOCKS
     n_fields, workers, wave = len(layout.fields), sizes.n_workers, sizes.n_wave
-    part_tally = sum(tally_bytes(field, rows) for field in layout.fields)
+    wide, narrow = ([field for field in layout.fields if is_wide(field) is one] for one in (True, False))
+    part_tally = sum(tally_bytes(field, rows) for field in narrow)
     shard_tally = sum(tally_bytes(field, shard_rows) for field in layout.fields)
     row_bytes = max(field.row_bytes for field in layout.fields)
     n_parts = workers if seekable else wave
     encoded = n_parts * part if layout.is_compressed else workers * min(part, row_bytes * layout.block_rows)
-    # While rows come in: a tally per part and per shard at work or waiting. At the end: the figures made of them.
-    working = n_parts * part_tally + workers * max(work_bytes(field, rows) for field in layout.fields)
-    working += (workers + wave if seekable else 1) * shard_tally
+    # While rows come in: a tally per part, unless samples are wide, and per shard, at work or waiting; then figures.
+    working = n_parts * part_tally + workers * max((work_bytes(field, rows) for field in narrow), default=0)
+    working += (workers if seekable else 1) * max((work_bytes(field, rows) for field in wide), default=0)
+    working += (wave if seekable else 1) * shard_tally
     in_rows = (2 * workers if seekable else 2 * wave) * part
     run = max(sizes.run_bytes or run_bytes(budget_bytes), layout.row_bytes, source.chunk_bytes)
     terms = {
@@ -147,7 +149,7 @@ def project_ingest(
         # What is taken from the head comes to be among the rows.
         "head": held_bytes if seekable else max(min(held_bytes, run, MOST_PIECE_BYTES), held_bytes - in_rows),
         "encoded blocks": encoded,
-        "statistics": shard_tally + max(working, 3 * shard_tally),
+        "statistics": shard_tally + max(working, finish_bytes(layout.fields, shard_rows)),
         "tables": n_blocks * n_fields * 12
         + (workers if seekable else 1) * n_fields * layout.shard_blocks * 48
         + -(-n_blocks // layout.shard_blocks) * n_fields * _FILE_BYTES,

@@ -23,7 +23,7 @@ from streamtrain.ingestion.row_stream import check_rows, part_ranges
 from streamtrain.ingestion.sources.base import Rows, Source
 from streamtrain.store.layout import Layout
 from streamtrain.store.shard import DamagedShard, reread
-from streamtrain.store.statistics import FieldTally, tally_rows
+from streamtrain.store.statistics import FieldTally
 from streamtrain.store.writing.writer import DatasetWriter, encode_part
 from streamtrain.system.display.progress_bar import ByteProgress
 
@@ -57,7 +57,7 @@ def _tally(writer: DatasetWriter, shard: int, progress: ByteProgress) -> tuple[F
     ):
         for total in totals:
             values = rows[total.field.name]
-            total.merge(tally_rows(values, total.field, first_row=start, block_rows=layout.block_rows))
+            total.add_part(values, first_row=start, block_rows=layout.block_rows)
         checksums.append(found)
         progress.advance((stop - start) * layout.row_bytes)
     writer.adopt(shard, np.concatenate(checksums))
@@ -115,6 +115,7 @@ def write_shards(
             shards = range(first, min(first + sizes.n_wave, layout.n_shards))
             for tallies in compute((partial(task, shard) for shard in shards), pool):
                 merge(totals, tallies)
+                del tallies  # or they would be held while those of the next wave are made
     except BaseException:
         stop.set()
         raise
@@ -162,6 +163,6 @@ def _write_shard(
             check_rows(rows, source, first_row, end_row - first_row)
             part = encode_part(rows, layout, first_row)
             out.append(part)
-            merge(totals, part.tallies)
+            part.count_into(totals, layout.block_rows)
             progress.advance(part.n_bytes)
     return totals

@@ -156,7 +156,7 @@ class _ShardSequence:
             self.close()
             self._out, self._shard = self._stack.enter_context(self._writer.shard(shard)), shard
         self._out.append(part)
-        merge(self._tallies, part.tallies)
+        part.count_into(self._tallies, self.layout.block_rows)
 
     def close(self) -> None:
         """Finish the shard that is open."""

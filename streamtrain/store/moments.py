@@ -2,13 +2,14 @@
 
 Two classes share the methods ``add`` (a piece of at most ``PIECE_ELEMENTS``), ``merge`` and ``finish``: `IntegerSums`
 for integers of one byte, `Moments` (Chan's update in float64) for all else. A piece and its intermediate values fit the
-cache, and a piece is large enough that threads do not pass the interpreter lock to and fro. Both change in place: for
-wide samples these arrays are larger than the rows they describe.
+cache, and a piece is large enough that threads do not pass the interpreter lock to and fro. Both change in place: of
+wide samples, whose columns `ColumnGroups` takes group by group, these arrays are larger than the rows they describe.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +23,8 @@ _MOST_CANCELLED: Final = 2**8  # eight of float64's 53 bits
 MOST_LOST: Final = 2.0**20  # where the mean is a thousand times the spread, its rounding begins to count
 _LARGE: Final = 2.0**400  # a sum of squares of such numbers fits float64
 _WHOLE: Final = 2.0**53  # all integers below it are float64's
+_GROUP: Final = 2**15  # columns of wide samples that are at work together; whole runs of NumPy's buffers
+_MOST_NARROW_COUNT: Final = 2**31 - 1
 _ROUND_BITS: Final = 11  # the bits that an integer of 64 has more than float64
 _CLEAN: Final = np.empty(0, np.int64)
 _NO_EXPONENT: Final = np.zeros(1, np.int64)
@@ -40,6 +43,16 @@ class Summary:
     max: float
     n_nan: int
     n_inf: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """How the rows of a piece are added: decided over all columns, also where these are added group by group."""
+
+    is_finite: bool = True
+    is_constant: bool = False  # every column
+    is_exact: bool = False  # the sums of squares cancel little
+    is_lost: bool = False  # some column is to be centered
 
 
 class Moments:
@@ -66,32 +79,27 @@ class Moments:
         self.min: Array = np.full(n_columns, np.inf)
         self.max: Array = np.full(n_columns, -np.inf)
 
-    def add(self, rows: Array) -> Array:
+    def add(self, rows: Array, way: _Way | None = None) -> Array:
         """Add rows of shape (n, n_columns); return the positions of those with NaN or infinity."""
         # Float32 is widened inside the sums: a copy of twice its size would go through memory once more.
         values = rows if rows.dtype.char in "fd" else rows.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             total = reduce_rows(np.add, values, np.dtype(np.float64))
-        if not np.isfinite(total).all():
+        if not (np.isfinite(total).all() if way is None else way.is_finite):
             return self._add_dirty(rows.astype(np.float64))
         piece = Moments(0)
         piece.count = np.full(1, len(rows))
         piece.mean, piece.m2 = total / len(rows), np.zeros(1)
         least, most = reduce_rows(np.minimum, rows), reduce_rows(np.maximum, rows)
         piece.min, piece.max = least.astype(np.float64), most.astype(np.float64)
-        is_constant = least == most
-        if rows.dtype.kind != "f" and rows.dtype.itemsize == 8:
-            # An integer of 64 bits may be none of float64's.
-            is_constant &= np.abs(piece.min) < _WHOLE
-        # Only float64 itself comes near the limits of float64.
-        exponent = _exponents(piece.min, piece.max) if rows.dtype.char == "d" else _NO_EXPONENT
-        if exponent is _NO_EXPONENT and is_constant.all():
+        is_constant, exponent = _constants(rows.dtype, piece.min, piece.max, least == most)
+        if exponent is _NO_EXPONENT and is_constant.all() if way is None else way.is_constant:
             piece.offset, piece.mean = piece.min, np.zeros(1)
         else:
-            piece.m2, is_lost = _squared_deviations(values, total)
+            piece.m2, is_lost = _squared_deviations(values, total, None if way is None else way.is_exact)
             del values
             is_lost = is_lost if exponent is _NO_EXPONENT else is_lost | (exponent != 0)
-            if is_lost.any():
+            if is_lost.any() if way is None else way.is_lost:
                 piece._keep_constants(is_constant)
                 places = np.flatnonzero(is_lost & ~is_constant)
                 if len(places):
@@ -140,7 +148,7 @@ class Moments:
             delta, m2 = other.mean - self.mean, other.m2
         else:
             delta, m2 = self._aligned(other, least, most)
-        count = self.count + other.count
+        count = np.add(self.count, other.count, dtype=np.int64)
         share = other.count / np.maximum(count, 1)
         self.mean += delta * share
         np.multiply(delta, delta, out=delta)
@@ -148,7 +156,9 @@ class Moments:
         self.m2 += delta
         self.m2 += m2
         self.min, self.max = least, most
-        self.count, self.n_nan, self.n_inf = count, self.n_nan + other.n_nan, self.n_inf + other.n_inf
+        self.count = _narrow(count)
+        self.n_nan = _narrow(np.add(self.n_nan, other.n_nan, dtype=np.int64))
+        self.n_inf = _narrow(np.add(self.n_inf, other.n_inf, dtype=np.int64))
         if self.offset is not _NO_OFFSET and self.offset.any():
             self._drop_offset()
 
@@ -191,11 +201,16 @@ class Moments:
 
     def features(self) -> npt.NDArray[np.float64]:
         """Six rows of ``n_columns``: mean, std, min, max, NaN count, infinity count."""
-        known = np.broadcast_to(self.count > 0, self.mean.shape)
-        mean = np.ldexp(self.offset + self.mean, self.exponent)
-        std = np.ldexp(np.sqrt(self.m2 / np.maximum(self.count, 1)), self.exponent)
-        finite = [np.where(known, values, np.nan) for values in (mean, std, self.min, self.max)]
-        return np.stack([*finite, *(np.broadcast_to(n, self.mean.shape) for n in (self.n_nan, self.n_inf))])
+        features = np.empty((6, len(self.mean)))
+        features[0] = self.mean
+        features[0] += self.offset
+        np.divide(self.m2, np.maximum(self.count, 1), out=features[1])
+        np.sqrt(features[1], out=features[1])
+        np.ldexp(features[:2], self.exponent, out=features[:2])
+        features[2:4] = self.min, self.max
+        features[:4, np.broadcast_to(self.count == 0, self.mean.shape)] = np.nan
+        features[4], features[5] = self.n_nan, self.n_inf
+        return features
 
     def over_columns(self) -> Moments:
         """Merge the moments of all columns into one."""
@@ -242,7 +257,7 @@ class IntegerSums:
         self.min: Array = np.full(n_columns, limits.max, self.dtype)
         self.max: Array = np.full(n_columns, limits.min, self.dtype)
 
-    def add(self, rows: Array) -> Array:
+    def add(self, rows: Array, way: _Way | None = None) -> Array:
         """Add rows of shape (n, n_columns); none of them is NaN or infinite."""
         rows = rows.view(self.dtype)
         values = rows.astype(f"{self.dtype.kind}2")
@@ -278,6 +293,113 @@ class IntegerSums:
         return moments
 
 
+class ColumnGroups:
+    """Sums of wide samples, group by group of their columns: only one group is at work at a time."""
+
+    def __init__(self, dtype: np.dtype[Any], n_columns: int) -> None:
+        self.PIECE_ELEMENTS = sums_of(dtype, 0).PIECE_ELEMENTS
+        n_groups = max(1, n_columns // _GROUP)
+        edges = [*(_GROUP * group for group in range(n_groups)), n_columns]
+        self._cuts = [slice(start, stop) for start, stop in pairwise(edges)]
+        self._groups = [sums_of(dtype, cut.stop - cut.start) for cut in self._cuts]
+
+    def add_part(self, rows: Array) -> Array:
+        """Add rows of shape (n, n_columns) as a part of their own; return the positions of those not finite."""
+        step = max(1, self.PIECE_ELEMENTS // rows.shape[1])
+        pieces = [rows[start : start + step] for start in range(0, len(rows), step)]
+        is_small = isinstance(self._groups[0], IntegerSums)
+        ways = [_Way() if is_small else _way_of([piece[:, cut] for cut in self._cuts]) for piece in pieces]
+        for cut, group in zip(self._cuts, self._groups, strict=True):
+            part = sums_of(rows.dtype, cut.stop - cut.start)
+            for piece, way in zip(pieces, ways, strict=True):
+                part.add(piece[:, cut], way)
+            group.merge(part)  # type: ignore[arg-type]
+        dirty = [number for number, way in enumerate(ways) if not way.is_finite]
+        found = [step * number + _nonfinite(pieces[number], self._cuts) for number in dirty]
+        return np.concatenate([_CLEAN, *found])
+
+    def merge(self, other: ColumnGroups) -> None:
+        """Add the sums of later rows."""
+        for own, more in zip(self._groups, other._groups, strict=True):
+            own.merge(more)  # type: ignore[arg-type]
+
+    def finish(self) -> ColumnGroups:
+        """These groups."""
+        return self
+
+    def features(self) -> npt.NDArray[np.float64]:
+        """Six rows of ``n_columns``, as `Moments` give them."""
+        features = np.empty((6, self._cuts[-1].stop))
+        for cut, group in zip(self._cuts, self._groups, strict=True):
+            features[:, cut] = group.finish().features()
+        return features
+
+    def over_columns(self) -> Moments:
+        """Merge the moments of all columns into one, as if they had been one group."""
+        parts = [group.finish() for group in self._groups]
+        whole = Moments(0)
+        whole.mean, whole.m2 = (np.concatenate([getattr(part, name) for part in parts]) for name in ("mean", "m2"))
+        whole.min, whole.max = (
+            np.array([part.min.min() for part in parts]),
+            np.array([part.max.max() for part in parts]),
+        )
+        for name in ("count", "n_nan", "n_inf", "offset", "exponent"):
+            values = [getattr(part, name) for part in parts]
+            if any(len(one) > 1 or one[0] != values[0][0] for one in values):
+                values = [np.broadcast_to(one, part.mean.shape) for one, part in zip(values, parts, strict=True)]
+                setattr(whole, name, np.concatenate(values))
+            else:
+                setattr(whole, name, values[0])
+        return whole.over_columns()
+
+
+def _way_of(groups: list[Array]) -> _Way:
+    """Decide how the groups of columns of a piece are added, as one over all of them would."""
+    if not all(np.isfinite(_total(group)).all() for group in groups):
+        return _Way(is_finite=False)
+    is_constant, is_usual, is_scaled = True, True, False
+    for group in groups:
+        least, most = group.min(axis=0), group.max(axis=0)
+        wide = least.astype(np.float64), most.astype(np.float64)
+        constants, exponent = _constants(group.dtype, *wide, least == most)
+        is_constant &= bool(constants.all())
+        is_usual &= exponent is _NO_EXPONENT
+        is_scaled |= bool(exponent.any())
+    if is_constant and is_usual:
+        return _Way(is_constant=True)
+    is_exact = all(_cancels_little(*_around_zero(_widened(group), _total(group))) for group in groups)
+    if is_exact or is_scaled:
+        return _Way(is_exact=is_exact, is_lost=is_scaled)
+    lost = (_squared_deviations(_widened(group), _total(group), is_exact=False)[1].any() for group in groups)
+    return _Way(is_lost=any(lost))
+
+
+def _widened(rows: Array) -> Array:
+    return rows if rows.dtype.char in "fd" else rows.astype(np.float64)
+
+
+def _total(rows: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return reduce_rows(np.add, _widened(rows), np.dtype(np.float64))
+
+
+def _nonfinite(rows: Array, cuts: list[slice]) -> Array:
+    """Return the positions of rows with NaN or infinity."""
+    return np.flatnonzero(~np.all([np.isfinite(rows[:, cut]).all(axis=1) for cut in cuts], axis=0))
+
+
+def sums_of(dtype: np.dtype[Any], n_columns: int) -> Moments | IntegerSums:
+    """Return the sums that fit a dtype."""
+    return IntegerSums(dtype, n_columns) if dtype.kind in "biu" and dtype.itemsize == 1 else Moments(n_columns)
+
+
+def _narrow(counts: Array) -> Array:
+    """Hold counts of columns in 32 bits while they fit, and zeros in one number."""
+    if len(counts) > 1 and not counts.any():
+        return np.zeros(1, np.int64)
+    return counts.astype(np.int32) if len(counts) > 1 and counts.max() <= _MOST_NARROW_COUNT else counts
+
+
 def fold_of(n_columns: int) -> int:
     """Return how many rows of ``n_columns`` columns are laid side by side before they are reduced."""
     return -(-_WIDTH // n_columns)
@@ -297,22 +419,42 @@ def reduce_rows(ufunc: np.ufunc, rows: Array, dtype: np.dtype[Any] | None = None
     return np.asarray(ufunc(result, ufunc.reduce(tail, axis=0, dtype=room)) if len(tail) else result)
 
 
-def _squared_deviations(rows: Array, total: Array) -> tuple[Array, Array]:
+def _constants(dtype: np.dtype[Any], least: Array, most: Array, is_constant: Array) -> tuple[Array, Array]:
+    """Say which columns are constants that float64 holds, and by what power of two each column has to be divided."""
+    if dtype.kind != "f" and dtype.itemsize == 8:
+        # An integer of 64 bits may be none of float64's.
+        is_constant = is_constant & (np.abs(least) < _WHOLE)
+    # Only float64 itself comes near the limits of float64.
+    return is_constant, _exponents(least, most) if dtype.char == "d" else _NO_EXPONENT
+
+
+def _squared_deviations(rows: Array, total: Array, is_exact: bool | None = None) -> tuple[Array, Array]:
     """Sum each column's squared deviations from its mean, from floats and their sums; say where the result is lost.
 
     Σx² - (Σx)²/n needs one pass and no room; where that would cancel too many bits, the deviations are made. Where the
     rounding of the mean itself counts beside them, or a square is infinite, that is lost too.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        around_zero = _sum_squares(rows)
-        around_mean = around_zero - total * (total / len(rows))
-        if (around_zero <= _MOST_CANCELLED * around_mean).all():
+        around_zero, around_mean = _around_zero(rows, total)
+        if _cancels_little(around_zero, around_mean) if is_exact is None else is_exact:
             return around_mean, np.zeros(1, np.bool_)
         deviations = rows.astype(np.float64)
         np.subtract(deviations, total / len(rows), out=deviations)
         np.multiply(deviations, deviations, out=deviations)
         around_mean = reduce_rows(np.add, deviations)
         return around_mean, ~(around_zero <= MOST_LOST * around_mean)
+
+
+def _around_zero(rows: Array, total: Array) -> tuple[Array, Array]:
+    """Sum each column's squares, and from them those of its deviations."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = _sum_squares(rows)
+        return squares, squares - total * (total / len(rows))
+
+
+def _cancels_little(around_zero: Array, around_mean: Array) -> bool:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool((around_zero <= _MOST_CANCELLED * around_mean).all())
 
 
 def _around(rows: Array, least: Array, exponent: Array) -> tuple[Array, Array, Array]:

@@ -13,6 +13,7 @@ two. Other values: the intraclass correlation of a one-way analysis of variance 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from streamtrain.store.layout import Field
 from streamtrain.store.media.channels import N_CHANNELS, ImageTally
 from streamtrain.store.media.encoded import ImageFacts
-from streamtrain.store.moments import MOST_LOST, IntegerSums, Moments, Summary
+from streamtrain.store.moments import MOST_LOST, ColumnGroups, IntegerSums, Moments, Summary, sums_of
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.system.units import format_value
 
@@ -236,6 +237,14 @@ def has_facts(field: Field) -> bool:
     return _is_float_label(field) or (field.name == TARGET and len(field.shape) == 1)
 
 
+_WIDE: Final = 2**16
+"""A sample of more features than this is counted group by group of them."""
+
+_WIDE_WORK: Final = (7 * 10**6, 17 * 10**6)  # bytes for a group, of float64 near its limits more
+_FINISHED: Final = 80  # bytes: 48 of a feature's figures, and what the C library keeps of freed groups, as measured
+_FINISHING: Final = 100  # for the moment, of one field
+_SETTLED: Final = 2**14  # features that are settled at once
+
 MOST_FEATURES: Final = 2**18
 """A sample of more features than this gets one figure for the whole field."""
 
@@ -347,6 +356,11 @@ class FieldTally:
             self._moments.add(rows)
             return
         flat = rows.reshape(-1, count_features(self.field))
+        if is_wide(self.field):
+            self._remember(first_row + self._moments.add_part(flat))
+            if self._facts is not None:
+                self._facts.add(rows)
+            return
         step = max(1, self._moments.PIECE_ELEMENTS // flat.shape[1])
         for start in range(0, len(flat), step):
             nonfinite = self._moments.add(flat[start : start + step])
@@ -356,17 +370,27 @@ class FieldTally:
         if self._facts is not None:
             self._facts.add(rows)
 
+    def add_part(self, rows: Array, *, first_row: int, block_rows: int) -> None:
+        """Count rows as the tally of a part that is merged."""
+        if is_wide(self.field):
+            self.add(rows, first_row=first_row, block_rows=block_rows)
+        else:
+            self.merge(tally_rows(rows, self.field, first_row=first_row, block_rows=block_rows))
+
     def _remember(self, rows: Array) -> None:
         known = dict.fromkeys((*self.nonfinite_rows, *rows.tolist()))
         self.nonfinite_rows = tuple(known)[:NONFINITE_ROWS]
 
     def finish(self) -> FieldStats:
         """Return the statistics of all rows so far."""
-        moments: Moments = self._moments.finish()
+        moments: Moments | ColumnGroups = self._moments.finish()
         overall = moments.over_columns()
         features = moments.features()
+        for start in range(0, features.shape[1], _SETTLED):
+            piece = features[:, start : start + _SETTLED]
+            piece[...] = settle_features(piece, self.field.dtype)
         return FieldStats(
-            features=settle_features(features, self.field.dtype).reshape(6, *stats_shape(self.field)),
+            features=features.reshape(6, *stats_shape(self.field)),
             overall=settle_summary(overall.summary(), self.field.dtype),
             histogram=self._labels.histogram() if self._labels else None,
             rho=self._labels.rho(overall.unscaled_m2()) if self._labels else None,
@@ -397,26 +421,48 @@ def stats_shape(field: Field) -> tuple[int, ...]:
     return field.shape if count_features(field) == math.prod(field.shape) else ()
 
 
+def is_wide(field: Field) -> bool:
+    """Whether a field's features are counted group by group, part after part into one tally."""
+    return not field.encoded and count_features(field) > _WIDE
+
+
 def tally_bytes(field: Field, n_rows: int) -> int:
     """Bound the memory of a field's tally of ``n_rows`` rows."""
     n_counted = (field.shape == ()) + _is_float_label(field)
-    return 64 * count_features(field) + 16 * min(n_rows, 2 * MOST_VALUES) * n_counted
+    each = 64 if not is_wide(field) else _sum_bytes(field)
+    return each * count_features(field) + 16 * min(n_rows, 2 * MOST_VALUES) * n_counted
+
+
+def _sum_bytes(field: Field) -> int:
+    """Bound what a feature's sums take: two of one byte; or mean, spread, extremes, an offset, counts, an exponent."""
+    if _is_small(field):
+        return 18
+    return 40 + (12 if field.dtype.kind == "f" else 0) + (8 if field.dtype.char == "d" else 0)
+
+
+def finish_bytes(fields: Sequence[Field], n_rows: int) -> int:
+    """Bound what is made of the tallies of ``n_rows`` rows at the end, and written."""
+    wide = [count_features(field) for field in fields if is_wide(field)]
+    narrow = sum(tally_bytes(field, n_rows) for field in fields if not is_wide(field))
+    return 3 * narrow + _FINISHED * sum(wide) + _FINISHING * max(wide, default=0)
 
 
 def work_bytes(field: Field, n_rows: int) -> int:
     """Bound the temporary memory of counting ``n_rows`` rows of a field; decoded images are the source's."""
     if field.encoded:
         return 0
+    if is_wide(field):
+        return _WIDE_WORK[field.dtype.char == "d"]
     kind = IntegerSums if _is_small(field) else Moments
     n_elements = min(kind.PIECE_ELEMENTS, n_rows * math.prod(field.shape))
     return kind.WORK_BYTES * n_elements + (64 * min(n_rows, 2 * MOST_VALUES) if field.shape == () else 0)
 
 
-def _moments(field: Field) -> IntegerSums | Moments | ImageTally:
+def _moments(field: Field) -> IntegerSums | Moments | ColumnGroups | ImageTally:
     if field.encoded:
         return ImageTally(field.encoded)
     n_columns = count_features(field)
-    return IntegerSums(field.dtype, n_columns) if _is_small(field) else Moments(n_columns)
+    return ColumnGroups(field.dtype, n_columns) if is_wide(field) else sums_of(field.dtype, n_columns)
 
 
 def _is_small(field: Field) -> bool:

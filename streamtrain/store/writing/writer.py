@@ -32,7 +32,7 @@ from streamtrain.store.manifest import FieldSummary, Json, Manifest, dataset_id,
 from streamtrain.store.media.encoded import pack
 from streamtrain.store.schema.facts import SchemaFacts, stored_facts_of
 from streamtrain.store.shard import ShardWriter, StoredFile, file_of
-from streamtrain.store.statistics import FieldStats, FieldTally, tally_rows
+from streamtrain.store.statistics import FieldStats, FieldTally, is_wide, tally_rows
 from streamtrain.store.writing.journal import Journal, Shards
 from streamtrain.system.files import Files, FileWriter
 
@@ -116,9 +116,18 @@ class EncodedPart:
     """Some whole blocks of every field, encoded and counted, ready to be appended to a shard."""
 
     blocks: tuple[tuple[bytes | memoryview, ...], ...]  # of each field; views of the rows where uncompressed
-    tallies: tuple[FieldTally, ...]
+    tallies: tuple[FieldTally | Array, ...]  # of wide samples the rows: they are counted when the part is taken
+    first_row: int
     n_rows: int
     n_bytes: int
+
+    def count_into(self, totals: Sequence[FieldTally], block_rows: int) -> None:
+        """Add the part to each field's tally of earlier rows."""
+        for total, tally in zip(totals, self.tallies, strict=True):
+            if isinstance(tally, FieldTally):
+                total.merge(tally)
+            else:
+                total.add_part(tally, first_row=self.first_row, block_rows=block_rows)
 
 
 def encode_part(rows: Mapping[str, Array], layout: Layout, first_row: int) -> EncodedPart:
@@ -129,9 +138,10 @@ def encode_part(rows: Mapping[str, Array], layout: Layout, first_row: int) -> En
             tuple(_encoded_blocks(array, field, layout)) for array, field in zip(arrays, layout.fields, strict=True)
         ),
         tallies=tuple(
-            tally_rows(array, field, first_row=first_row, block_rows=layout.block_rows)
+            array if is_wide(field) else tally_rows(array, field, first_row=first_row, block_rows=layout.block_rows)
             for array, field in zip(arrays, layout.fields, strict=True)
         ),
+        first_row=first_row,
         n_rows=len(arrays[0]),
         n_bytes=len(arrays[0]) * layout.row_bytes,
     )

@@ -15,6 +15,7 @@ import resource
 import shutil
 import signal
 import sys
+import tarfile
 import tempfile
 import time
 import tracemalloc
@@ -27,12 +28,15 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from images import encoded, pixels_of
+from PIL import Image
 
 import streamtrain
 from streamtrain.errors import DatasetError, InputError, StreamtrainError
 from streamtrain.ingestion.dry_run import find
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.registry import open_source
+from streamtrain.loader.decode.images import decode_into
 from streamtrain.store.codec import checksum
 
 BUDGET_BYTES = 32_000_000
@@ -189,6 +193,64 @@ def hierarchy_formats() -> dict[str, Format]:
         "h5": Format(files=hdf5_files(), parse=parse_hdf5, refusal=StreamtrainError),
         "zarr v2": zarr_format(2),
         "zarr v3": zarr_format(3),
+    }
+
+
+def parse_images(path: Path, data: bytes) -> None:
+    """Store a file beside a right one of its kind; what is stored is its bytes, and they decode when they are read."""
+    folder, dest = path.with_name("images"), path.with_name("d.zarr")
+    folder.mkdir()
+    try:
+        (folder / f"a{path.suffix}").write_bytes(encoded(pixels_of(1)))
+        (folder / f"b{path.suffix}").write_bytes(data)
+        dataset = streamtrain.ingest(folder, dest, memory=BUDGET_BYTES, progress=False, n_workers=1)
+        assert dataset[:]["image"][1] == data
+        decode_into(np.empty((8, 8, 3), np.uint8), data, streamtrain.Images(8), 1)
+    finally:
+        shutil.rmtree(folder)
+        shutil.rmtree(dest, ignore_errors=True)
+
+
+def parse_tar(path: Path, data: bytes) -> None:
+    """Store samples; what is stored is what Python's own module finds."""
+    dest = path.with_name("d.zarr")
+    path.write_bytes(data)
+    try:
+        dataset = streamtrain.ingest(path, dest, memory=BUDGET_BYTES, progress=False, n_workers=1, check="header")
+        with tarfile.open(path) as file:
+            members = {member.name: file.extractfile(member) for member in file if member.isreg()}
+            found = [out.read() for name, out in members.items() if out is not None and name.endswith(".jpg")]
+        assert dataset[:]["image"] == found
+    finally:
+        shutil.rmtree(dest, ignore_errors=True)
+
+
+def tar_files() -> tuple[tuple[str, bytes], ...]:
+    files = []
+    for name, kind in (("a.tar", tarfile.USTAR_FORMAT), ("b.tar", tarfile.GNU_FORMAT), ("c.tar", tarfile.PAX_FORMAT)):
+        out, folder = io.BytesIO(), "f" * (1 if kind == tarfile.USTAR_FORMAT else 120)
+        with tarfile.open(fileobj=out, mode="w", format=kind) as file:
+            for i in range(3):
+                for suffix, content in (("jpg", encoded(pixels_of(i, size=(8, 9)))), ("cls", str(i).encode())):
+                    info = tarfile.TarInfo(f"{folder}/{i:04}.{suffix}")
+                    info.size = len(content)
+                    file.addfile(info, io.BytesIO(content))
+        files.append((name, out.getvalue()))
+    return tuple(files)
+
+
+def image_formats() -> dict[str, Format]:
+    def of(kind: str, *ways: dict[str, Any]) -> Format:
+        files = tuple((f"{i}.{kind.lower()}", encoded(pixels_of(0), kind, **how)) for i, how in enumerate(ways))
+        return Format(files=files, parse=parse_images, refusal=StreamtrainError)
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {
+        "tar": Format(files=tar_files(), parse=parse_tar, refusal=StreamtrainError),
+        "jpeg": of("JPEG", {}, {"progressive": True}, {"exif": exif}),
+        "png": of("PNG", {}, {"exif": exif}),
+        "webp": of("WEBP", {}, {"lossless": True}),
     }
 
 
@@ -375,6 +437,13 @@ def test_a_mutated_hierarchy_is_refused_or_read(name: str, tmp_path: Path) -> No
     assert (found.total(), failed) == (N_FAST // 3, [])
 
 
+@pytest.mark.parametrize("name", ["tar", "jpeg", "png", "webp"])
+def test_mutated_images_are_refused_or_read(name: str, tmp_path: Path) -> None:
+    found, failed = attempts(image_formats()[name], tmp_path, range(N_FAST // 5))
+    assert found["refused"] > N_FAST / 25
+    assert (found.total(), failed) == (N_FAST // 5, [])
+
+
 @pytest.mark.parametrize("name", ["manifest", "zarr.json"])
 def test_mutated_json_of_a_dataset_is_refused_or_right(name: str, tmp_path: Path) -> None:
     form = store_formats(make_whole(tmp_path / "whole.zarr"))[name]
@@ -388,7 +457,12 @@ def main() -> None:
     first, _, n = sys.argv[1].rpartition(":")
     seeds, n_wrong = range(int(first or 0), int(first or 0) + int(n)), 0
     with tempfile.TemporaryDirectory() as folder:
-        forms = source_formats() | hierarchy_formats() | store_formats(make_whole(Path(folder, "whole.zarr")))
+        forms = (
+            source_formats()
+            | hierarchy_formats()
+            | image_formats()
+            | store_formats(make_whole(Path(folder, "whole.zarr")))
+        )
         for name in sys.argv[2:] or forms:
             started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             found, failed = attempts(forms[name], Path(folder), seeds)

@@ -151,8 +151,7 @@ class StoreWriter:
         assert self._shard is not None
         part = encode_part(rows, layout, self._n_written)
         self._shard.append(part)
-        for total, tally in zip(self._totals, part.tallies, strict=True):
-            total.merge(tally)
+        part.count_into(self._totals, layout.block_rows)
 
 
 def _rows_of(part: Part) -> Rows:
