@@ -109,12 +109,14 @@ def process_group(device: str = "cpu") -> Iterator[None]:
         timeout=timeout,
     )
     try:
-        from streamtrain.optim.exchange import RankExchange
+        from streamtrain.optim.ranks.exchange import RankExchange
 
         exchange = RankExchange(torch_device)
         with exchange.failing_together():
             yield
             exchange.meet()
+        # The first may hold the store: it does not leave before all have done with that.
+        exchange.add(())
     finally:
         distributed.destroy_process_group()
 
@@ -123,7 +125,7 @@ def of_first(make: Callable[[], _T]) -> _T:
     """Give what the first rank makes, or raise its error."""
     if launch() is None:
         return make()
-    from streamtrain.optim.exchange import RankExchange
+    from streamtrain.optim.ranks.exchange import RankExchange
 
     return RankExchange().of_first(make)
 

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.models.real_view import as_real
-from streamtrain.optim.exchange import ALONE, DivergedElsewhere, Exchange, refuse_sparse
 from streamtrain.optim.gradient_sum import GradientSum, joined_sums
 from streamtrain.optim.gradients import (
     BatchResult,
@@ -37,6 +36,7 @@ from streamtrain.optim.gradients import (
     gradient_sizes,
     non_finite_error,
 )
+from streamtrain.optim.ranks.exchange import ALONE, DivergedElsewhere, Exchange, refuse_sparse
 
 Figures = dict[str, float | None]
 """Measurements of a pass, by name: loss, score, ..."""

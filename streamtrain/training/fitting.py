@@ -131,13 +131,16 @@ class Fitting:
                         if state.is_due(loop.counts) or asked is not None:
                             with clock.during("saving", recorder.set_aside):
                                 saved = state.save(loop.agreed_counts(), place())
+                                self.rule.exchange.meet()
                             interrupts.stop(asked, saved)
                 summary = recorder.summary(loop.counts, partial=loop.is_cut)
                 freed.give_back()
                 summaries.append(self._end_epoch(summary, plan, clock))
+                self.rule.exchange.meet()
                 asked = self.rule.exchange.asked_to_stop()
                 with clock.during("saving"):
                     saved = state.save(loop.agreed_counts(), loop.inside)
+                    self.rule.exchange.meet()
                 interrupts.stop(asked, saved)
                 freed.give_back()
             if loop.counts == Counts():

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from streamtrain.errors import Argument, DivergedError, Fix, StreamtrainWarning, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
-from streamtrain.optim.exchange import ALONE, DivergedElsewhere, Exchange, ToldByRank
 from streamtrain.optim.gradients import (
     BatchResult,
     Learner,
@@ -27,6 +26,7 @@ from streamtrain.optim.gradients import (
     least_weight,
     read_scalars,
 )
+from streamtrain.optim.ranks.exchange import ALONE, DivergedElsewhere, Exchange, ToldByRank
 from streamtrain.optim.rules import UpdateRule, changing_buffers
 from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement
 from streamtrain.training.batch_stream import (

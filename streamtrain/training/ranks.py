@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from streamtrain.errors import Argument, BudgetError, Fix, Lines, StreamtrainWarning, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.loader.world import present_rank
-from streamtrain.optim.exchange import Exchange, RankExchange
+from streamtrain.optim.ranks.exchange import Exchange, RankExchange
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.memory import memory_limit

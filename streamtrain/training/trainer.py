@@ -22,8 +22,8 @@ from streamtrain.models.forward import check_autocast, is_compiled, make_forward
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.build_rule import check_rule, make_learner, make_rule
-from streamtrain.optim.exchange import Exchange
 from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
+from streamtrain.optim.ranks.exchange import Exchange
 from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory
 from streamtrain.optim.step_options import StepOptions

@@ -31,7 +31,7 @@ from streamtrain.errors import (
     first_line,
 )
 from streamtrain.models.normalization import NormalizedModel
-from streamtrain.optim.exchange import Exchange
+from streamtrain.optim.ranks.exchange import Exchange
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.store.schema.matching import first_difference
