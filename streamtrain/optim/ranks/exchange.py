@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from streamtrain import errors
 from streamtrain.errors import DivergedError, StallError, StreamtrainError, UsageError, first_line
-from streamtrain.optim.ranks.heartbeat import Heartbeat, Silent
+from streamtrain.optim.ranks.heartbeat import Heartbeat, Silent, place_of_processes
 from streamtrain.system.signals import Interrupted
 
 _T = TypeVar("_T")
@@ -120,11 +120,12 @@ class RankExchange(Exchange):
         """Return the signs of life of the process group, which all of its ranks begin to give together."""
         group = self._distributed.group.WORLD
         if group not in _hearts:
-            own: list[Any] = [None] * self.world_size
-            told = (f"process {os.getpid()} on {platform.node()}", uuid.uuid4().hex)
-            self._distributed.all_gather_object(own, told, group=self._of_objects)
-            heart = Heartbeat(self._store, own[0][1], self.rank, self.world_size)
-            _hearts[group] = heart, [place for place, _ in own]
+            found: list[Any] = [None] * self.world_size
+            own = (uuid.uuid4().hex, place_of_processes(), os.getpid(), platform.node())
+            self._distributed.all_gather_object(found, own, group=self._of_objects)
+            near = {rank: pid for rank, (_, place, pid, _) in enumerate(found) if place is not None and place == own[1]}
+            heart = Heartbeat(self._store, found[0][0], self.rank, self.world_size, near)
+            _hearts[group] = heart, [f"process {pid} on {host}" for _, _, pid, host in found]
         return _hearts[group]
 
     def add(self, values: Sequence[float]) -> list[float]:
@@ -286,8 +287,7 @@ class RankExchange(Exchange):
         listed, places = ", ".join(map(str, named)), "; ".join(self._places[rank] for rank in named)
         return StallError(
             f"rank {listed} is gone or silent" if len(named) == 1 else f"one of the ranks {listed} is gone or silent",
-            where=places,
-            why=why,
+            why=f"{why} ({places})",
             fix="its own output tells more; then resume the run",
         )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 _T = TypeVar("_T")
@@ -34,11 +35,15 @@ class Heartbeat:
     GONE_SECONDS = 60.0
     HANGS_SECONDS = 360.0
 
-    def __init__(self, store: Callable[[], Any], name: str, rank: int, world_size: int) -> None:
+    def __init__(
+        self, store: Callable[[], Any], name: str, rank: int, world_size: int, near: Mapping[int, int] | None = None
+    ) -> None:
         self._store = store
         self._prefix = f"{_PREFIX}{name}/"
         self._own = rank
         self._others = [each for each in range(world_size) if each != rank]
+        # The processes of ranks beside this one, by their numbers.
+        self._near = near or {}
         self._n_met = 0
         self._n_inside = 0
 
@@ -52,7 +57,9 @@ class Heartbeat:
         """Show the others inside the block, by a thread of its own, that this thread is at work."""
         self._n_inside += 1
         ended = threading.Event()
-        beats = threading.Thread(target=self._beat, args=(ended, threading.get_ident()), daemon=True)
+        beats = threading.Thread(
+            target=self._beat, args=(ended, threading.get_ident()), name="streamtrain-heartbeat", daemon=True
+        )
         if self.is_outermost:
             beats.start()
         try:
@@ -107,7 +114,7 @@ class Heartbeat:
                 found.append((None, error))
             done.set()
 
-        threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=work, name="streamtrain-ranks", daemon=True).start()
         # Counted while this process runs: all ranks may be suspended together.
         seen, quiet = 0, 0.0
         while not done.wait(_LOOK_EVERY):
@@ -141,6 +148,9 @@ class Heartbeat:
                 raise error
             for rank in self._others:
                 if not store.check([f"{place}{rank}"]):
+                    if rank in self._near and _has_ended(self._near[rank]):
+                        # It may have told why, and then ended.
+                        raise look() or Silent([rank], "Its process has ended, and left no reason")
                     key = f"{self._prefix}beat/{rank}"
                     beat = store.get(key).decode() if store.check([key]) else ""
                     signs.setdefault(rank, _Signs()).see(rank, beat, self.GONE_SECONDS, self.HANGS_SECONDS)
@@ -167,6 +177,22 @@ class _Signs:
             raise Silent([rank], f"It has given no sign of life for {self._quiet:.0f} s")
         if self._idle >= hangs_seconds:
             raise Silent([rank], f"It has done nothing for {self._idle:.0f} s")
+
+
+def place_of_processes() -> str | None:
+    """Name the running system and the numbering of processes that this one is in; None where that is not known."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return None
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return not Path(f"/proc/{pid}").exists()
+    return state in "ZX"
 
 
 def _cpu_seconds(thread: int) -> float:
