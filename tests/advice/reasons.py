@@ -292,6 +292,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "cli/ranks.py:does_nothing: start it without torchrun",
         "cli/ranks.py:process_group: export MASTER_PORT=29500, the same for all ranks",
         "cli/train.py:_run_train: start it without torchrun, or no --headspace",
+        "cli/ranks.py:_named_where_late: see what the others say",
         "optim/ranks/exchange.py:RankExchange._failure: its own output tells more; then resume the run",
         "optim/ranks/exchange.py:refuse_sparse: sparse=False where the layers are made",
         "training/ranks.py:join_ranks: update='batch'",

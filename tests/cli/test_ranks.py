@@ -28,6 +28,20 @@ sys.exit(code)
 """A command, and the threads of its process group that it leaves: one may abort the process as Python ends."""
 
 
+SIGNALLED = """
+import os, signal, sys
+from streamtrain.cli import main, ranks
+join = ranks._join
+def signalled(*given, **more):
+    if os.environ["RANK"] == "1":
+        signal.raise_signal(signal.SIGTERM)
+    join(*given, **more)
+ranks._join = signalled
+sys.exit(main.main(sys.argv[1:]))
+"""
+"""A command of which one rank gets a signal before it has joined the others."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, chance = tmp_path_factory.mktemp("ranks"), np.random.default_rng(0)
@@ -67,6 +81,15 @@ def test_ranks_end_together_and_the_run_goes_on(folder: Path) -> None:
     assert "error: rank 1 is gone or silent" in err
     assert json.loads((folder / "error.json").read_text())["message"]["errorCode"] == 7
     assert main(["evaluate", str(folder / "run"), str(folder / "v.zarr")]) == 0
+
+
+def test_a_signal_to_a_rank_that_starts_ends_all(folder: Path) -> None:
+    with started(["-c", SIGNALLED, *f"{TRAIN} --out early".split()[2:]], 2, folder) as running:
+        (code, _, err), (other_code, _, other_err) = ended(running)
+    assert (code, other_code) == (143, 143)
+    assert err.endswith("error: rank 1: interrupted by SIGTERM\n")
+    assert other_err == "rank 1: error: interrupted by SIGTERM\n"
+    assert not (folder / "early").exists()
 
 
 @pytest.fixture
