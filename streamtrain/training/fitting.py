@@ -26,6 +26,7 @@ from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.loop import EpochLoop
 from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.progress import Counts, Totals, run_length
+from streamtrain.training.ranks import share_left_out
 from streamtrain.training.records.history import Elapsed, EpochSummary, History, epoch_line, head_of
 from streamtrain.training.records.recorder import EpochRecorder
 from streamtrain.training.run.run_folder import FollowedRun, Run, RunFolder, epochs_backwards
@@ -106,8 +107,9 @@ class Fitting:
     state: RunState
     run: Run
     recording: Callable[..., EpochRecorder]
-    # On the validation data, if there is some.
-    measure: Callable[[], Metrics] | None
+    measure: Callable[[BatchStream], Metrics]
+    # The validation data, if there is some.
+    val: BatchStream | None
 
     def epochs(self, stream: BatchStream, plan: FitPlan) -> History:
         """Train epoch by epoch, from where the run was if it is resumed."""
@@ -135,7 +137,7 @@ class Fitting:
                             interrupts.stop(asked, saved)
                 summary = recorder.summary(loop.counts, partial=loop.is_cut)
                 freed.give_back()
-                summaries.append(self._end_epoch(summary, plan, clock))
+                summaries.append(self._end_epoch(stream, summary, plan, clock))
                 self.rule.exchange.meet()
                 asked = self.rule.exchange.asked_to_stop()
                 with clock.during("saving"):
@@ -192,11 +194,12 @@ class Fitting:
         label = f"epoch {counts.n_epochs + 1}{last}"
         plan.progress.begin_epoch(label, total=max(round(n_epochs * of_pass), 1), done=counts.n_samples)
 
-    def _end_epoch(self, summary: EpochSummary, plan: FitPlan, clock: _Clock) -> EpochSummary:
+    def _end_epoch(self, stream: BatchStream, summary: EpochSummary, plan: FitPlan, clock: _Clock) -> EpochSummary:
         """Finish an epoch: validation, the best and early stopping, the line of metrics, the caller's function."""
-        if self.measure is not None:
+        if self.val is not None:
             with clock.during("validation"):
-                summary = replace(summary, val=self.measure())
+                summary = replace(summary, val=self.measure(self.val))
+        share_left_out(self.rule.exchange, [stream, *([] if self.val is None else [self.val])])
         # All ranks go by the same figures, also where each has measured by itself.
         summary = self.rule.exchange.of_first(lambda: summary)
         if not summary.partial:

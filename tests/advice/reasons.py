@@ -296,6 +296,8 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "optim/ranks/exchange.py:RankExchange._failure: its own output tells more; then resume the run",
         "optim/ranks/exchange.py:refuse_sparse: sparse=False where the layers are made",
         "training/ranks.py:join_ranks: update='batch'",
+        "training/ranks.py:_refuse_empty_share: another batch_size, or a loader that drops the last batch",
+        "training/ranks.py:_refuse_empty_share: on_bad_block='error'",
         "training/ranks.py:check_ranks: the same command, data and versions on every rank",
         "training/ranks.py:_check_memory_together: memory={} for each rank",
         "training/ranks.py:_warn_of_batch_norm: torch.nn.SyncBatchNorm on GPUs, another normalization, or a larger "
