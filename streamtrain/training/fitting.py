@@ -5,21 +5,22 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.optim import Optimizer
 
-from streamtrain.errors import Argument, Fix, StreamtrainWarning
+from streamtrain.errors import Argument, DivergedError, Fix, ResourceError, StreamtrainError, StreamtrainWarning
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss
 from streamtrain.optim.gradients import Learner
+from streamtrain.optim.ranks.exchange import OF_OTHERS
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.system.display.notebook_html import clipped
 from streamtrain.system.display.progress_bar import RunProgress
 from streamtrain.system.memory import FreedMemory
-from streamtrain.system.signals import DeferredSignals, defer_signals
+from streamtrain.system.signals import DeferredSignals, Interrupted, defer_signals
 from streamtrain.system.units import counted, format_figures
 from streamtrain.training.batch_stream import BatchStream, samples_per_epoch
 from streamtrain.training.best.watch import EpochWatch
@@ -127,7 +128,7 @@ class Fitting:
                 self._begin_bar(stream, plan)
                 recorder = self.recording(epoch=loop.counts.n_epochs + 1, progress=bar)
                 batches = loop.train(stream, recorder, plan.totals)
-                with recorder, closing(batches), state.name_checkpoint_on_divergence():
+                with recorder, self._saving_what_is_whole(), closing(batches), state.name_checkpoint_on_divergence():
                     for place in batches:
                         asked = self.rule.exchange.asked_to_stop()
                         if state.is_due(loop.counts) or asked is not None:
@@ -160,6 +161,22 @@ class Fitting:
             run=self.run.path,
             elapsed=clock.elapsed(),
         )
+
+    @contextmanager
+    def _saving_what_is_whole(self) -> Iterator[None]:
+        """Save the last whole step where another rank fails in the block, which this one alone can still do."""
+        try:
+            yield
+        except OF_OTHERS as error:
+            if (place := self.loop.before_failure) is not None and not isinstance(error, DivergedError):
+                # That of the other rank is told.
+                with suppress(ResourceError):
+                    saved = self.state.save(self.loop.counts, place, is_alone=True)
+                    if saved is not None and isinstance(error, Interrupted):
+                        error.saved = str(saved)
+                    elif saved is not None and isinstance(error, StreamtrainError):
+                        error.fix = Fix(*([error.fix, "; "] if error.fix else []), f"the last whole step is in {saved}")
+            raise
 
     def _look_back(self, stream: BatchStream, plan: FitPlan) -> None:
         """Read the epochs of a run that resumes; warn where a total is reached before anything is done."""

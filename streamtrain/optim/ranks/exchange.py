@@ -285,7 +285,7 @@ class RankExchange(Exchange):
                 if (found := self._heart.ask(self._look_a_while, _LOOK_SECONDS + 1)) is not None:
                     return found
         listed, places = ", ".join(map(str, named)), "; ".join(self._places[rank] for rank in named)
-        return StallError(
+        return _Gone(
             f"rank {listed} is gone or silent" if len(named) == 1 else f"one of the ranks {listed} is gone or silent",
             why=f"{why} ({places})",
             fix="its own output tells more; then resume the run",
@@ -304,6 +304,10 @@ class RankExchange(Exchange):
 
 class ToldByRank(StreamtrainError):
     """The error of another rank."""
+
+
+class _Gone(StallError):
+    """A rank that is gone, or does nothing."""
 
 
 class InterruptedElsewhere(Interrupted):
@@ -327,6 +331,10 @@ def _told_by(rank: int, told: dict[str, Any]) -> StreamtrainError | InterruptedE
     where = f"rank {rank}: {told['where']}" if told["where"] else f"rank {rank}"
     found: StreamtrainError = here(told["what"], where=where, why=told["why"], fix=told["fix"])
     return found
+
+
+OF_OTHERS: Final = (_Gone, ToldByRank, InterruptedElsewhere)
+"""Errors of any call that another rank has failed."""
 
 
 class DivergedElsewhere(DivergedError):
