@@ -40,7 +40,7 @@ from streamtrain.cli.output import (
     verbosity_options,
     warning_text,
 )
-from streamtrain.cli.ranks import does_nothing, is_first, told_to_launcher
+from streamtrain.cli.ranks import does_nothing, is_first, signals_held, told_to_launcher
 from streamtrain.errors import (
     Lines,
     ResourceError,
@@ -116,7 +116,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
         return answer(_cli, instruction)
     try:
-        with terminated_cleanly(), _warnings_for_a_shell():
+        with terminated_cleanly(), signals_held(words), _warnings_for_a_shell():
             return _run(words, began)
     except BrokenPipeError:
         _drop(sys.stdout)

@@ -6,19 +6,21 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import StallError, UsageError, first_line
+from streamtrain.system.signals import DeferredSignals, defer_signals
 
 _T = TypeVar("_T")
 SHARED: Final = ("train", "evaluate")
 """Commands that ranks share; of plan and info the first rank prints, and the others do nothing."""
 _READING: Final = ("plan", "info")
+_started: Final = list[DeferredSignals]()
 _SECONDS: Final = 360
 """After which a rank that does not answer is given up: longer than a loader waits for a read, which can tell more."""
 
@@ -63,6 +65,20 @@ def does_nothing(command: str) -> bool:
     )
 
 
+@contextmanager
+def signals_held(words: Sequence[str]) -> Iterator[None]:
+    """Hold signals back inside the block until this rank has joined the others, who are then told of them."""
+    if launch() is None or not any(word in SHARED for word in words):
+        yield
+        return
+    with defer_signals() as held:
+        _started.append(held)
+        try:
+            yield
+        finally:
+            _started.remove(held)
+
+
 def device_of_rank(device: str) -> str:
     """Give each rank of a host a CUDA device of its own."""
     import torch
@@ -96,9 +112,40 @@ def process_group(device: str = "cpu") -> Iterator[None]:
     if torch_device.type == "cuda":
         torch.cuda.set_device(torch_device)
     timeout = timedelta(seconds=_SECONDS)
-    store = distributed.TCPStore(
-        host, int(port), found.world_size, is_master=found.rank == 0 and not is_held, timeout=timeout
-    )
+    with _named_where_late(found):
+        _join(distributed, found, (host, int(port)), device, timeout, is_held=is_held)
+    try:
+        from streamtrain.optim.ranks.exchange import RankExchange
+
+        exchange = RankExchange(torch_device)
+        with exchange.failing_together():
+            for held in _started:
+                held.release()
+            yield
+            exchange.meet()
+        # The first may hold the store: it does not leave before all have done with that.
+        exchange.add(())
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def _named_where_late(found: Launch) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise StallError(
+            f"the {found.world_size} ranks have not come together",
+            why=f"One did not start, or has ended. torch says: {first_line(error)[:200]}",
+            fix="see what the others say",
+        ) from error
+
+
+def _join(
+    distributed: Any, found: Launch, address: tuple[str, int], device: str, timeout: timedelta, *, is_held: bool
+) -> None:
+    """Make the process group."""
+    store = distributed.TCPStore(*address, found.world_size, is_master=found.rank == 0 and not is_held, timeout=timeout)
     # A restart must not find the addresses of the attempt before it.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     distributed.init_process_group(
@@ -108,22 +155,13 @@ def process_group(device: str = "cpu") -> Iterator[None]:
         world_size=found.world_size,
         timeout=timeout,
     )
-    try:
-        from streamtrain.optim.exchange import RankExchange
-
-        exchange = RankExchange(torch_device)
-        with exchange.failing_together():
-            yield
-            exchange.meet()
-    finally:
-        distributed.destroy_process_group()
 
 
 def of_first(make: Callable[[], _T]) -> _T:
     """Give what the first rank makes, or raise its error."""
     if launch() is None:
         return make()
-    from streamtrain.optim.exchange import RankExchange
+    from streamtrain.optim.ranks.exchange import RankExchange
 
     return RankExchange().of_first(make)
 

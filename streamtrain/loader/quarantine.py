@@ -93,6 +93,14 @@ class Quarantine:
             self._found.setdefault(error.block, out)
             self._is_out[error.block] = True
 
+    def take(self, found: Iterable[QuarantinedBlock]) -> None:
+        """Leave out what other ranks have found, too, and warn of it."""
+        with self._adding:
+            for out in found:
+                self._found.setdefault(out.block, out)
+                self._is_out[out.block] = True
+        self.tell()
+
     def kept(self, samples: I64) -> I64 | None:
         """Find the places in a batch of the samples that stay; None where all do."""
         is_out = self._is_out[samples // self._block_rows]

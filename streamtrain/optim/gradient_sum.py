@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from streamtrain.errors import Argument, Fix, UsageError
 from streamtrain.models.real_view import as_real
-from streamtrain.optim.exchange import Exchange
+from streamtrain.optim.ranks.exchange import Exchange
 from streamtrain.system.arguments import check_choice
 
 GRAD_SUM_DTYPES: Final = ("float64", "compensated", "float32")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from streamtrain.models.real_view import as_real
-from streamtrain.optim.exchange import ALONE, DivergedElsewhere, Exchange, refuse_sparse
 from streamtrain.optim.gradient_sum import GradientSum, joined_sums
 from streamtrain.optim.gradients import (
     BatchResult,
@@ -37,6 +36,7 @@ from streamtrain.optim.gradients import (
     gradient_sizes,
     non_finite_error,
 )
+from streamtrain.optim.ranks.exchange import ALONE, DivergedElsewhere, Exchange, refuse_sparse
 
 Figures = dict[str, float | None]
 """Measurements of a pass, by name: loss, score, ..."""
@@ -55,6 +55,8 @@ class UpdateRule(ABC):
     in_stored_order: ClassVar[bool] = False
     # Whether the last step may come before a batch's end.
     ends_inside_batches: ClassVar[bool] = False
+    # Whether a batch that other ranks did not finish leaves everything as it was after the one before.
+    undoes_batches = False
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -170,6 +172,7 @@ class BatchRule(UpdateRule):
         self._sum = total or GradientSum()
         self._n_waiting = 0
         self._buffers = changing_buffers(learner.model)
+        self.undoes_batches = accumulate == 1
 
     def options(self) -> dict[str, object]:
         return {"accumulate_grad_batches": self._accumulate} | self._sum.options() if self._accumulate > 1 else {}
@@ -201,9 +204,10 @@ class BatchRule(UpdateRule):
         if is_shared and self._buffers:
             # As DistributedDataParallel does: statistics of the first rank's rows are everybody's.
             self.exchange.copy_of_first(self._buffers)
-        seen = batch_gradient(self.learner, batch, summed=is_shared or self._accumulate > 1, check=not is_shared)
-        if is_shared:
-            seen = self._exchanged(seen)
+        with self._buffers_kept() if is_shared else nullcontext():
+            seen = batch_gradient(self.learner, batch, summed=is_shared or self._accumulate > 1, check=not is_shared)
+            if is_shared:
+                seen = self._exchanged(seen)
         if self._accumulate == 1:
             if seen.weight if seen.of_all is None else seen.of_all[1]:
                 self._step()
@@ -213,6 +217,18 @@ class BatchRule(UpdateRule):
             if self._n_waiting == self._accumulate:
                 self.end_epoch()
         return seen
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """Put the buffers back where the block fails."""
+        before = [buffer.clone() for buffer in self._buffers]
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for buffer, kept in zip(self._buffers, before, strict=True):
+                    buffer.copy_(kept)
+            raise
 
     def _exchanged(self, seen: BatchResult) -> BatchResult:
         """Exchange the loss of a batch, and its gradient where a step follows, whose mean all ranks then have."""

@@ -33,6 +33,7 @@ class DeferredSignals:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._is_released = False
         self._came = 0.0
 
     def stop(self, number: int | None, saved: Path | None) -> None:
@@ -40,7 +41,14 @@ class DeferredSignals:
         if number is not None:
             raise Interrupted(number, str(saved) if saved else None)
 
+    def release(self) -> None:
+        """Raise `Interrupted` if a signal has come, and from here on where one comes."""
+        self._is_released = True
+        self.stop(self.number, None)
+
     def _take(self, number: int, _: FrameType | None) -> None:
+        if self._is_released:
+            raise Interrupted(number)
         if self.number is None:
             self.number, self._came = number, time.monotonic()
         elif not (number == self.number and time.monotonic() - self._came < _TOGETHER and "WORLD_SIZE" in os.environ):

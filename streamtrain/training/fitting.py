@@ -5,27 +5,29 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.optim import Optimizer
 
-from streamtrain.errors import Argument, Fix, StreamtrainWarning
+from streamtrain.errors import Argument, DivergedError, Fix, ResourceError, StreamtrainError, StreamtrainWarning
 from streamtrain.models.factory import n_parameters
 from streamtrain.models.losses import Loss
 from streamtrain.optim.gradients import Learner
+from streamtrain.optim.ranks.exchange import OF_OTHERS
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.system.display.notebook_html import clipped
 from streamtrain.system.display.progress_bar import RunProgress
 from streamtrain.system.memory import FreedMemory
-from streamtrain.system.signals import DeferredSignals, defer_signals
+from streamtrain.system.signals import DeferredSignals, Interrupted, defer_signals
 from streamtrain.system.units import counted, format_figures
 from streamtrain.training.batch_stream import BatchStream, samples_per_epoch
 from streamtrain.training.best.watch import EpochWatch
 from streamtrain.training.loop import EpochLoop
 from streamtrain.training.metrics.results import Metrics
 from streamtrain.training.progress import Counts, Totals, run_length
+from streamtrain.training.ranks import share_left_out
 from streamtrain.training.records.history import Elapsed, EpochSummary, History, epoch_line, head_of
 from streamtrain.training.records.recorder import EpochRecorder
 from streamtrain.training.run.run_folder import FollowedRun, Run, RunFolder, epochs_backwards
@@ -106,8 +108,9 @@ class Fitting:
     state: RunState
     run: Run
     recording: Callable[..., EpochRecorder]
-    # On the validation data, if there is some.
-    measure: Callable[[], Metrics] | None
+    measure: Callable[[BatchStream], Metrics]
+    # The validation data, if there is some.
+    val: BatchStream | None
 
     def epochs(self, stream: BatchStream, plan: FitPlan) -> History:
         """Train epoch by epoch, from where the run was if it is resumed."""
@@ -125,19 +128,22 @@ class Fitting:
                 self._begin_bar(stream, plan)
                 recorder = self.recording(epoch=loop.counts.n_epochs + 1, progress=bar)
                 batches = loop.train(stream, recorder, plan.totals)
-                with recorder, closing(batches), state.name_checkpoint_on_divergence():
+                with recorder, self._saving_what_is_whole(), closing(batches), state.name_checkpoint_on_divergence():
                     for place in batches:
                         asked = self.rule.exchange.asked_to_stop()
                         if state.is_due(loop.counts) or asked is not None:
                             with clock.during("saving", recorder.set_aside):
                                 saved = state.save(loop.agreed_counts(), place())
+                                self.rule.exchange.meet()
                             interrupts.stop(asked, saved)
                 summary = recorder.summary(loop.counts, partial=loop.is_cut)
                 freed.give_back()
-                summaries.append(self._end_epoch(summary, plan, clock))
+                summaries.append(self._end_epoch(stream, summary, plan, clock))
+                self.rule.exchange.meet()
                 asked = self.rule.exchange.asked_to_stop()
                 with clock.during("saving"):
                     saved = state.save(loop.agreed_counts(), loop.inside)
+                    self.rule.exchange.meet()
                 interrupts.stop(asked, saved)
                 freed.give_back()
             if loop.counts == Counts():
@@ -155,6 +161,22 @@ class Fitting:
             run=self.run.path,
             elapsed=clock.elapsed(),
         )
+
+    @contextmanager
+    def _saving_what_is_whole(self) -> Iterator[None]:
+        """Save the last whole step where another rank fails in the block, which this one alone can still do."""
+        try:
+            yield
+        except OF_OTHERS as error:
+            if (place := self.loop.before_failure) is not None and not isinstance(error, DivergedError):
+                # That of the other rank is told.
+                with suppress(ResourceError):
+                    saved = self.state.save(self.loop.counts, place, is_alone=True)
+                    if saved is not None and isinstance(error, Interrupted):
+                        error.saved = str(saved)
+                    elif saved is not None and isinstance(error, StreamtrainError):
+                        error.fix = Fix(*([error.fix, "; "] if error.fix else []), f"the last whole step is in {saved}")
+            raise
 
     def _look_back(self, stream: BatchStream, plan: FitPlan) -> None:
         """Read the epochs of a run that resumes; warn where a total is reached before anything is done."""
@@ -189,11 +211,12 @@ class Fitting:
         label = f"epoch {counts.n_epochs + 1}{last}"
         plan.progress.begin_epoch(label, total=max(round(n_epochs * of_pass), 1), done=counts.n_samples)
 
-    def _end_epoch(self, summary: EpochSummary, plan: FitPlan, clock: _Clock) -> EpochSummary:
+    def _end_epoch(self, stream: BatchStream, summary: EpochSummary, plan: FitPlan, clock: _Clock) -> EpochSummary:
         """Finish an epoch: validation, the best and early stopping, the line of metrics, the caller's function."""
-        if self.measure is not None:
+        if self.val is not None:
             with clock.during("validation"):
-                summary = replace(summary, val=self.measure())
+                summary = replace(summary, val=self.measure(self.val))
+        share_left_out(self.rule.exchange, [stream, *([] if self.val is None else [self.val])])
         # All ranks go by the same figures, also where each has measured by itself.
         summary = self.rule.exchange.of_first(lambda: summary)
         if not summary.partial:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from streamtrain.errors import Argument, DivergedError, Fix, StreamtrainWarning, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
-from streamtrain.optim.exchange import ALONE, DivergedElsewhere, Exchange, ToldByRank
 from streamtrain.optim.gradients import (
     BatchResult,
     Learner,
@@ -27,6 +26,7 @@ from streamtrain.optim.gradients import (
     least_weight,
     read_scalars,
 )
+from streamtrain.optim.ranks.exchange import ALONE, OF_OTHERS, DivergedElsewhere, Exchange, ToldByRank
 from streamtrain.optim.rules import UpdateRule, changing_buffers
 from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement
 from streamtrain.training.batch_stream import (
@@ -102,6 +102,8 @@ class EpochLoop:
         # The position in an epoch that was cut short; None between two.
         self.inside: MidEpochState | None = None
         self.is_cut = False
+        # The position before a batch that other ranks did not finish, where it has left no trace.
+        self.before_failure: MidEpochState | None = None
         self._cut_stream: tuple[object, ...] | None = None
         self._random_before: Mapping[str, Tensor] | None = None
         # The last counts that all ranks had.
@@ -196,7 +198,7 @@ class EpochLoop:
     def _train(
         self, stream: BatchStream, recorder: EpochRecorder, totals: Totals
     ) -> Generator[Callable[[], MidEpochState], None, None]:
-        inside, self.inside = self.inside, None
+        inside, self.inside, self.before_failure = self.inside, None, None
         n_taken, n_batches = inside.n_batches if inside else 0, len(stream)
         exchange = self._rule.exchange
         # In stored order some ranks have a batch more than others; after it, no rank can wait for the others.
@@ -209,7 +211,13 @@ class EpochLoop:
                 recorder.running.load_state_dict(*inside.metrics)
             for batch in self._batches(stream, inside, totals):
                 place = partial(self._place, stream, recorder.running, n_taken)
-                if not self._take_in(batch, stream, recorder, totals, place):
+                try:
+                    is_whole = self._take_in(batch, stream, recorder, totals, place)
+                except OF_OTHERS:
+                    if self._rule.undoes_batches:
+                        self.before_failure = replace(place(n_batch_samples=1), n_batch_samples=0, random_before=None)
+                    raise
+                if not is_whole:
                     return
                 n_taken += 1
                 place = partial(self._place, stream, recorder.running, n_taken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final, Protocol
 
@@ -16,11 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from streamtrain.errors import Argument, BudgetError, Fix, Lines, StreamtrainWarning, UsageError
 from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.loader.world import present_rank
-from streamtrain.optim.exchange import Exchange, RankExchange
+from streamtrain.optim.ranks.exchange import Exchange, RankExchange
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.memory import memory_limit
-from streamtrain.system.units import format_bytes, megabytes
+from streamtrain.system.units import counted, format_bytes, megabytes
 from streamtrain.training.batch_stream import BatchStream
 from streamtrain.training.metrics.results import Scoring
 from streamtrain.training.metrics.user import check_metrics
@@ -130,7 +130,35 @@ def check_ranks(
             why=Lines.of(["On rank 0", *(f"  {line}" for line in wrong[:_MOST_NAMED])]),
             fix="the same command, data and versions on every rank",
         )
+    _refuse_empty_share(exchange, model, loader)
     _check_memory_together(exchange, [loader, *([] if val is None else [val])])
+
+
+def _refuse_empty_share(exchange: Exchange, model: nn.Module, stream: BatchStream) -> None:
+    """Refuse batches of which a rank may have no rows, where a layer of the others waits for all ranks."""
+    if not any(isinstance(each, nn.SyncBatchNorm) for each in model.modules()):
+        return
+    why = "SyncBatchNorm adds its statistics over the ranks, and would wait for one that has no rows forever"
+    n_last = len(stream.dataset) % stream.batch_size
+    if 0 < n_last < exchange.world_size and not stream.drop_last:
+        raise UsageError(
+            f"the last batch of an epoch has {counted(n_last, 'sample')} for {exchange.world_size} ranks",
+            why=why,
+            fix=Fix("another ", Argument("batch_size"), ", or a loader that drops the last batch"),
+        )
+    if getattr(stream, "on_bad_block", "error") != "error":
+        raise UsageError(
+            "a batch may lose all rows of a rank to damage", why=why, fix=Fix(Argument("on_bad_block", "error"))
+        )
+
+
+def share_left_out(exchange: Exchange, streams: Sequence[BatchStream]) -> None:
+    """Have every rank leave out, and tell of, the damaged blocks that any has found."""
+    kept = [kept for stream in streams if (kept := getattr(stream, "_quarantine", None)) is not None]
+    if exchange.world_size > 1 and kept:
+        for found in exchange.gather([each.found for each in kept]):
+            for own, others in zip(kept, found, strict=True):
+                own.take(others)
 
 
 def _check_memory_together(exchange: Exchange, streams: list[BatchStream]) -> None:

@@ -22,8 +22,8 @@ from streamtrain.models.forward import check_autocast, is_compiled, make_forward
 from streamtrain.models.losses import Loss, LossFunction, resolve_loss
 from streamtrain.models.normalization import NormalizedModel
 from streamtrain.optim.build_rule import check_rule, make_learner, make_rule
-from streamtrain.optim.exchange import Exchange
 from streamtrain.optim.optimizers import OptimizerFactory, build_optimizer
+from streamtrain.optim.ranks.exchange import Exchange
 from streamtrain.optim.sample_rule import SampleRule
 from streamtrain.optim.schedules import Beta1, Schedule, ScheduleFactory
 from streamtrain.optim.step_options import StepOptions
@@ -397,13 +397,12 @@ class Trainer(PredictsInTraining):
     ) -> History:
         self._begin(loader, val, plan.totals, watch.mode)
         description, call = self.describe(loader), plan.facts(watch, checkpoint, log_every)
-        check_ranks(self._rule.exchange, self.model, description, loader, val, call)
-        config = self._config(description, loader, watch, plan)
-        before, self._watch = self._watch, watch
-        streams = (stream_identity(loader), val and stream_identity(val))
+        exchange = self._rule.exchange
+        check_ranks(exchange, self.model, description, loader, val, call)
+        before, self._watch, streams = self._watch, watch, (stream_identity(loader), val and stream_identity(val))
         with (
-            open_run(checkpoint, config, plan.resumes, self._rule.exchange) as run,
-            watch.over(streams, run, lambda: self.counts, before=before, exchange=self._rule.exchange),
+            open_run(checkpoint, self._config(description, loader, watch, plan), plan.resumes, exchange) as run,
+            watch.over(streams, run, lambda: self.counts, before=before, exchange=exchange),
             in_stored_order(loader) if self._rule.in_stored_order else nullcontext(loader) as stream,
             nullcontext(val) if val is None else in_stored_order(val) as measured,
             self._told(),
@@ -420,8 +419,9 @@ class Trainer(PredictsInTraining):
                 watch=watch,
                 state=RunState(run, stream=stream, identity=description, watch=watch, **parts),
                 run=run,
-                recording=partial(recording, exchange=self._rule.exchange),
-                measure=None if measured is None else partial(self.evaluate, measured),
+                recording=partial(recording, exchange=exchange),
+                measure=self.evaluate,
+                val=measured,
             )
             return fitting.epochs(stream, plan)
 

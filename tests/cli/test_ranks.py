@@ -10,6 +10,7 @@ from subprocess import Popen
 import numpy as np
 import pytest
 from processes_of_ranks import ended, started
+from safetensors.numpy import load_file
 
 import streamtrain as st
 from streamtrain.cli import ranks
@@ -26,6 +27,34 @@ print("left:", [name for name in tasks if "gloo" in name], file=sys.stderr)
 sys.exit(code)
 """
 """A command, and the threads of its process group that it leaves: one may abort the process as Python ends."""
+
+
+KILLED = """
+import os, signal, sys
+from streamtrain.optim.ranks import exchange
+add, n = exchange.RankExchange.add, [0]
+def killed(self, values):
+    n[0] += len(values) > 4
+    if n[0] == 27 and self.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return add(self, values)
+exchange.RankExchange.add = killed
+from streamtrain.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""A command of which one rank is killed in the 27th step."""
+SIGNALLED = """
+import os, signal, sys
+from streamtrain.cli import main, ranks
+join = ranks._join
+def signalled(*given, **more):
+    if os.environ["RANK"] == "1":
+        signal.raise_signal(signal.SIGTERM)
+    join(*given, **more)
+ranks._join = signalled
+sys.exit(main.main(sys.argv[1:]))
+"""
+"""A command of which one rank gets a signal before it has joined the others."""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +96,29 @@ def test_ranks_end_together_and_the_run_goes_on(folder: Path) -> None:
     assert "error: rank 1 is gone or silent" in err
     assert json.loads((folder / "error.json").read_text())["message"]["errorCode"] == 7
     assert main(["evaluate", str(folder / "run"), str(folder / "v.zarr")]) == 0
+
+
+def test_the_last_whole_step_outlives_a_rank(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = f"{TRAIN} --epochs 2".split()[2:]
+    with started(["-c", KILLED, *words, "--out", "cut"], 2, folder) as running:
+        (code, _, err), (killed, _, _) = ended(running)
+    assert (code, killed) == (7, -9)
+    assert "the last whole step is in cut/checkpoints/00000026" in err
+    monkeypatch.chdir(folder)
+    assert main([*words, "--out", "cut", "--resume"]) == 0
+    assert main([*words, "--out", "whole"]) == 0
+    cut, whole = (load_file(f"{run}/checkpoints/00000042/model.safetensors") for run in ("cut", "whole"))
+    for name, weight in whole.items():
+        np.testing.assert_allclose(cut[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_signal_to_a_rank_that_starts_ends_all(folder: Path) -> None:
+    with started(["-c", SIGNALLED, *f"{TRAIN} --out early".split()[2:]], 2, folder) as running:
+        (code, _, err), (other_code, _, other_err) = ended(running)
+    assert (code, other_code) == (143, 143)
+    assert err.endswith("error: rank 1: interrupted by SIGTERM\n")
+    assert other_err == "rank 1: error: interrupted by SIGTERM\n"
+    assert not (folder / "early").exists()
 
 
 @pytest.fixture

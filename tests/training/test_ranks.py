@@ -13,7 +13,10 @@ import torch
 from processes_of_ranks import ended, started
 
 import streamtrain as st
-from streamtrain.errors import UsageError
+from streamtrain.errors import StreamtrainWarning, UsageError
+from streamtrain.loader.quarantine import QuarantinedBlock
+from streamtrain.optim.ranks.exchange import Exchange
+from streamtrain.training import ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -156,6 +159,47 @@ def test_a_run_goes_on_with_another_number_of_ranks(found: dict[str, Any], way: 
 def test_two_ranks_go_on_bit_for_bit(found: dict[str, Any]) -> None:
     assert found["again"]["weights"] == found["undisturbed"]["weights"]
     assert found["again"]["epochs"][-1] == found["undisturbed"]["epochs"][-1]
+
+
+class Two(Exchange):
+    """Two ranks, of which the other has found these."""
+
+    world_size = 2
+
+    def __init__(self, others: Any = None) -> None:
+        super().__init__()
+        self._others = others
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self._others]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, r"the last batch of an epoch has 1 sample for 2 ranks.*another batch_size"),
+        ({"drop_last": True, "on_bad_block": "quarantine"}, r"lose all rows of a rank.*on_bad_block='error'"),
+        ({"drop_last": True}, None),
+    ],
+)
+def test_layers_that_wait_for_all_ranks_are_given_rows(folder: Path, options: dict[str, Any], told: str | None) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 3), torch.nn.SyncBatchNorm(3))
+    with st.StreamLoader(folder / "train.zarr", batch_size=24, memory="16MB", **options) as loader:
+        if told is None:
+            ranks._refuse_empty_share(Two(), model, loader)
+        else:
+            with pytest.raises(UsageError, match=told):
+                ranks._refuse_empty_share(Two(), model, loader)
+        ranks._refuse_empty_share(Two(), model[0], loader)
+
+
+def test_what_another_rank_has_left_out_is_told(folder: Path) -> None:
+    out = QuarantinedBlock(field="x", block=3, file="x/c/0", samples=(48, 64), why="a wrong checksum")
+    options: dict[str, Any] = {"batch_size": 24, "memory": "16MB", "on_bad_block": "quarantine"}
+    with st.StreamLoader(folder / "train.zarr", **options) as loader:
+        with pytest.warns(StreamtrainWarning, match="left out: block 3"):
+            ranks.share_left_out(Two([(out,)]), [loader])
+        assert loader.quarantined == (out,)
 
 
 def test_a_share_without_a_process_group_is_refused(folder: Path) -> None:

@@ -26,7 +26,7 @@ from streamtrain.errors import (
 )
 from streamtrain.loader.batch import tensor_bytes
 from streamtrain.models.losses import Loss
-from streamtrain.optim.exchange import ALONE, Exchange
+from streamtrain.optim.ranks.exchange import ALONE, Exchange
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.dataset import Dataset
 from streamtrain.system.signals import Interrupted

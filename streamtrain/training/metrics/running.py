@@ -23,8 +23,8 @@ from streamtrain.models.alignment import align, drop_last_axis
 from streamtrain.models.losses import Loss
 from streamtrain.models.real_view import as_real
 from streamtrain.models.target_normalization import in_units_of_data, takes_logarithms
-from streamtrain.optim.exchange import Exchange
 from streamtrain.optim.gradient_sum import ExactSum
+from streamtrain.optim.ranks.exchange import Exchange
 from streamtrain.training.metrics.classification import AccuracyTally, ClassTally, largest
 from streamtrain.training.metrics.mistakes import Mistakes
 from streamtrain.training.metrics.multilabel import MarkTally

@@ -9,8 +9,8 @@ from typing import Self
 from torch import Tensor
 
 from streamtrain.models.losses import Loss
-from streamtrain.optim.exchange import ALONE, Exchange
 from streamtrain.optim.gradients import BatchResult
+from streamtrain.optim.ranks.exchange import ALONE, Exchange
 from streamtrain.optim.rules import Figures, UpdateRule
 from streamtrain.system.arguments import check_int
 from streamtrain.system.display.progress_bar import RunProgress

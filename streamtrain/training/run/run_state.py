@@ -31,7 +31,7 @@ from streamtrain.errors import (
     first_line,
 )
 from streamtrain.models.normalization import NormalizedModel
-from streamtrain.optim.exchange import Exchange
+from streamtrain.optim.ranks.exchange import Exchange
 from streamtrain.optim.rules import UpdateRule
 from streamtrain.store.schema.columns import TARGET, Schema
 from streamtrain.store.schema.matching import first_difference
@@ -175,11 +175,11 @@ class RunState:
         if isinstance(run, RunFolder):
             run.schema = schema
         self._every = every
-        self._warns = on_failure == "warn"
-        self.n_failed = 0
+        self._warns, self.n_failed = on_failure == "warn", 0
         self.unsaved: ResourceError | None = None
         self._watch = watch
         self._last_saved: Path | None = None
+        self._saved_at: Counts | None = None
         if isinstance(run, RunFolder) and not run.resumes:
             self._check_room(run)
 
@@ -193,14 +193,16 @@ class RunState:
         """Whether a checkpoint is due after this batch."""
         return self._every is not None and counts.n_batches % self._every == 0
 
-    def save(self, counts: Counts, inside: MidEpochState | None = None) -> Path | None:
-        """Save the run as it stands, between epochs or inside one; return the checkpoint's folder, if there is one."""
+    def save(self, counts: Counts, inside: MidEpochState | None = None, *, is_alone: bool = False) -> Path | None:
+        """Save the run as it stands; ``is_alone``, without what the other ranks have. Return its folder."""
+        if is_alone and counts == self._saved_at:
+            return self._last_saved
         own: dict[str, Any] = {
             "rule": self._rule.state_dict(),
             "random": inside.random if inside else None,
             "metrics": inside.metrics[0] if inside else None,
         }
-        ranks = self._of_ranks(own) if inside else None
+        ranks = self._of_ranks(own) if inside and not is_alone else None
         if not isinstance(self._run, RunFolder):
             return None
         schedules = self._rule.learner.schedules
@@ -241,7 +243,7 @@ class RunState:
                 raise self.unsaved from error
             return None
         self._watch.saved()
-        self.unsaved, self._last_saved = None, saved
+        self.unsaved, self._last_saved, self._saved_at = None, saved, counts
         return saved
 
     def _of_ranks(self, own: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -384,7 +386,7 @@ class RunState:
                 where=str(found.path),
                 fix=Fix("another ", Argument("checkpoint")),
             ) from error
-        self._last_saved = found.path
+        self._last_saved, self._saved_at = found.path, counts
         if isinstance(self._run, RunFolder):
             self._run.schema = None
             self._run.resume_from(found)

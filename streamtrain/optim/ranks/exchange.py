@@ -6,17 +6,25 @@ Every sum of numbers carries along whether a rank was asked to stop, so that all
 from __future__ import annotations
 
 import json
+import os
+import platform
+import signal
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from streamtrain import errors
 from streamtrain.errors import DivergedError, StallError, StreamtrainError, UsageError, first_line
+from streamtrain.optim.ranks.heartbeat import Heartbeat, Silent, place_of_processes
+from streamtrain.system.signals import Interrupted
 
 _T = TypeVar("_T")
 
@@ -41,7 +49,7 @@ class Exchange:
         """Add tensors over the ranks, in place."""
 
     def meet(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait until all ranks are here, as long as those that are not are at work."""
 
     def gather(self, value: _T) -> list[_T]:
         """Give the values of all ranks to each."""
@@ -74,9 +82,13 @@ _LARGE_BYTES: Final = 1 << 20
 """Tensors from here on are added one by one, without a copy."""
 _LOOK_SECONDS: Final = 5.0
 _LOOK_EVERY: Final = 0.05
+_LOOK_WAITING: Final = timedelta(seconds=1)
 _FAILED: Final = "streamtrain/failed/"
 _READ: Final = "streamtrain/read/"
+_SIGNAL: Final = "signal"
 _SIGNALS: Final = (2, 15, 1)
+_hearts: Final = WeakKeyDictionary[Any, tuple[Heartbeat, list[str]]]()
+"""Of each process group: its ranks' signs of life, and where their processes run."""
 
 
 class RankExchange(Exchange):
@@ -86,6 +98,8 @@ class RankExchange(Exchange):
     ------
     StreamtrainError
         Of any call: another rank has failed. It is the other's error, or a StallError where that rank is gone.
+    Interrupted
+        Of any call: a signal has ended another rank.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -100,12 +114,25 @@ class RankExchange(Exchange):
         self._of_objects = distributed.new_group(backend="gloo") if is_on_cuda else None
         self._heard: int | None = None
         self._is_heard = False
+        self._heart, self._places = self._heart_of_group()
+
+    def _heart_of_group(self) -> tuple[Heartbeat, list[str]]:
+        """Return the signs of life of the process group, which all of its ranks begin to give together."""
+        group = self._distributed.group.WORLD
+        if group not in _hearts:
+            found: list[Any] = [None] * self.world_size
+            own = (uuid.uuid4().hex, place_of_processes(), os.getpid(), platform.node())
+            self._distributed.all_gather_object(found, own, group=self._of_objects)
+            near = {rank: pid for rank, (_, place, pid, _) in enumerate(found) if place is not None and place == own[1]}
+            heart = Heartbeat(self._store, found[0][0], self.rank, self.world_size, near)
+            _hearts[group] = heart, [f"process {pid} on {host}" for _, _, pid, host in found]
+        return _hearts[group]
 
     def add(self, values: Sequence[float]) -> list[float]:
         own = self.asked()
         flags = [float(own == number) for number in _SIGNALS]
         sums = torch.tensor([*flags, *values], dtype=torch.float64, device=self._device)
-        self._all(lambda: self._distributed.all_reduce(sums))
+        self._all(lambda: self._wait_for([self._distributed.all_reduce(sums, async_op=True)]))
         found: list[float] = sums.tolist()
         asked = [number for number, n_ranks in zip(_SIGNALS, found, strict=False) if n_ranks]
         self._heard, self._is_heard = asked[0] if asked else None, True
@@ -128,9 +155,7 @@ class RankExchange(Exchange):
         joined = [torch.cat([each.reshape(-1) for each in some]) for some in small.values()]
 
         def add_all() -> None:
-            begun = [self._distributed.all_reduce(each, async_op=True) for each in (*whole, *joined)]
-            for each in begun:
-                each.wait()
+            self._wait_for([self._distributed.all_reduce(each, async_op=True) for each in (*whole, *joined)])
 
         self._all(add_all)
         for some, flat in zip(small.values(), joined, strict=True):
@@ -139,20 +164,20 @@ class RankExchange(Exchange):
 
     def gather(self, value: _T) -> list[_T]:
         found: list[Any] = [None] * self.world_size
+        self.meet()
         self._all(lambda: self._distributed.all_gather_object(found, value, group=self._of_objects))
         return found
 
     def to_first(self, value: _T) -> list[_T] | None:
         found: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        self.meet()
         self._all(lambda: self._distributed.gather_object(value, found, dst=0, group=self._of_objects))
         return found
 
     def copy_of_first(self, tensors: Sequence[Tensor]) -> None:
         def copy_all() -> None:
             given = [each for each in tensors if isinstance(each, Tensor)]
-            begun = [self._distributed.broadcast(each, src=0, async_op=True) for each in given]
-            for each in begun:
-                each.wait()
+            self._wait_for([self._distributed.broadcast(each, src=0, async_op=True) for each in given])
 
         self._all(copy_all)
 
@@ -163,6 +188,7 @@ class RankExchange(Exchange):
                 made[0] = make()
             except StreamtrainError as error:
                 made[1] = error
+        self.meet()
         self._all(lambda: self._distributed.broadcast_object_list(made, src=0, group=self._of_objects))
         if made[1] is not None:
             raise made[1]
@@ -175,18 +201,25 @@ class RankExchange(Exchange):
             # What an earlier attempt left, and its caller has dealt with.
             for key in (_FAILED, _READ):
                 self._store().delete_key(f"{key}{self.rank}")
-        try:
-            yield
-        except StreamtrainError as error:
-            self._tell(error)
-            raise
-        except Exception as error:
-            self._tell(StreamtrainError(f"{type(error).__name__}: {error}"))
-            raise
+        with self._heart.beating():
+            try:
+                yield
+            except ToldByRank:
+                # What another rank has told is told.
+                raise
+            except StreamtrainError as error:
+                self._tell(error.to_json())
+                raise
+            except KeyboardInterrupt as interrupt:
+                if not isinstance(interrupt, InterruptedElsewhere):
+                    self._tell({_SIGNAL: getattr(interrupt, "number", int(signal.SIGINT))})
+                raise
+            except Exception as error:
+                self._tell(StreamtrainError(f"{type(error).__name__}: {error}").to_json())
+                raise
 
     def meet(self) -> None:
-        """Wait until all ranks are here."""
-        self.add(())
+        self._all(lambda: self._heart.wait_for_all(self._told))
 
     def _all(self, act: Callable[[], None]) -> None:
         """Do what all ranks do at once; where one of them does not, raise its reason."""
@@ -198,46 +231,72 @@ class RankExchange(Exchange):
         finally:
             self.seconds += time.perf_counter() - began
 
-    def _tell(self, error: StreamtrainError) -> None:
-        # What another rank has told is told; a store that cannot be reached is gone with the rank that held it.
-        if isinstance(error, ToldByRank):
-            return
-        with suppress(RuntimeError, ValueError):
-            store = self._store()
-            store.set(f"{_FAILED}{self.rank}", json.dumps(error.to_json()))
-            if self.rank == 0:
-                # It may hold the store, which ends with it: the others read first, unless they have failed as well.
-                self._wait(lambda rank: store.check([f"{_READ}{rank}"]) or store.check([f"{_FAILED}{rank}"]))
+    def _wait_for(self, begun: Sequence[Any]) -> None:
+        """Wait for the parts of an exchange; look now and then whether another rank has failed, and still runs."""
+        for each in begun:
+            while self._device.type == "cpu" and not each.is_completed():
+                try:
+                    each.wait(_LOOK_WAITING)
+                except RuntimeError:
+                    if each.is_completed():
+                        raise
+                    if (error := self._heart.ask(self._told, _LOOK_SECONDS)) is not None:
+                        raise error from None
+            each.wait()
 
-    def _wait(self, is_done: Callable[[int], bool]) -> None:
-        until, left = time.monotonic() + _LOOK_SECONDS, set(self._others)
-        while left and time.monotonic() < until:
-            left = {rank for rank in left if not is_done(rank)}
-            time.sleep(_LOOK_EVERY)
+    def _tell(self, told: dict[str, Any]) -> None:
+        """Tell the others why this rank fails; the first, which may hold the store, ends once they have read it."""
+
+        def tell() -> None:
+            store = self._store()
+            store.set(f"{_FAILED}{self.rank}", json.dumps(told))
+            if self.rank == 0 and self._heart.is_outermost:
+                until, left = time.monotonic() + _LOOK_SECONDS, set(self._others)
+                while left and time.monotonic() < until:
+                    left = {each for each in left if not any(store.check([f"{of}{each}"]) for of in (_READ, _FAILED))}
+                    time.sleep(_LOOK_EVERY)
+
+        # A store that cannot be reached is gone with the rank that held it.
+        with suppress(RuntimeError, ValueError):
+            self._heart.ask(tell, _LOOK_SECONDS + 1)
 
     @property
     def _others(self) -> list[int]:
         return [rank for rank in range(self.world_size) if rank != self.rank]
 
-    def _failure(self, error: Exception) -> StreamtrainError:
+    def _told(self) -> BaseException | None:
+        """Return what another rank has told that it ends by."""
+        store = self._store()
+        for rank in self._others:
+            if store.check([f"{_FAILED}{rank}"]):
+                found = _told_by(rank, json.loads(store.get(f"{_FAILED}{rank}")))
+                store.set(f"{_READ}{self.rank}", "")
+                return found
+        return None
+
+    def _failure(self, error: Exception) -> BaseException:
         """Find the reason why another rank does not take part."""
-        until, others = time.monotonic() + _LOOK_SECONDS, self._others
-        # A store that is gone is not asked again: torch prints a page each time.
-        with suppress(RuntimeError, ValueError):
-            while time.monotonic() < until:
-                store = self._store()
-                for rank in others:
-                    if store.check([f"{_FAILED}{rank}"]):
-                        found = _told_by(rank, json.loads(store.get(f"{_FAILED}{rank}")))
-                        store.set(f"{_READ}{self.rank}", "")
-                        return found
-                time.sleep(_LOOK_EVERY)
-        named = ", ".join(map(str, others))
-        return StallError(
-            f"rank {named} is gone or silent" if len(others) == 1 else f"one of the ranks {named} is gone or silent",
-            why=f"It left no reason. torch says: {first_line(error)[:200]}",
+        named, why = self._others, f"It left no reason. torch says: {first_line(error)[:200]}"
+        if isinstance(error, Silent):
+            named, why = error.ranks, error.why
+        else:
+            # A store that is gone is not asked again: torch prints a page each time.
+            with suppress(RuntimeError, ValueError):
+                if (found := self._heart.ask(self._look_a_while, _LOOK_SECONDS + 1)) is not None:
+                    return found
+        listed, places = ", ".join(map(str, named)), "; ".join(self._places[rank] for rank in named)
+        return _Gone(
+            f"rank {listed} is gone or silent" if len(named) == 1 else f"one of the ranks {listed} is gone or silent",
+            why=f"{why} ({places})",
             fix="its own output tells more; then resume the run",
         )
+
+    def _look_a_while(self) -> BaseException | None:
+        until, found = time.monotonic() + _LOOK_SECONDS, self._told()
+        while found is None and time.monotonic() < until:
+            time.sleep(_LOOK_EVERY)
+            found = self._told()
+        return found
 
     def _store(self) -> Any:
         return self._distributed.distributed_c10d._get_default_store()
@@ -247,14 +306,35 @@ class ToldByRank(StreamtrainError):
     """The error of another rank."""
 
 
-def _told_by(rank: int, told: dict[str, Any]) -> StreamtrainError:
+class _Gone(StallError):
+    """A rank that is gone, or does nothing."""
+
+
+class InterruptedElsewhere(Interrupted):
+    """A signal that has ended another rank."""
+
+    rank = 0
+
+    def __str__(self) -> str:
+        return f"rank {self.rank}: {super().__str__()}"
+
+
+def _told_by(rank: int, told: dict[str, Any]) -> StreamtrainError | InterruptedElsewhere:
     """Make an error of the class of another rank's, which names the rank."""
+    if _SIGNAL in told:
+        interrupt = InterruptedElsewhere(int(told[_SIGNAL]))
+        interrupt.rank = rank
+        return interrupt
     known = getattr(errors, str(told["class"]), StreamtrainError)
     kind = next(each for each in known.__mro__ if "__init__" not in vars(each) or each is StreamtrainError)
     here = type(kind.__name__, (ToldByRank, kind), {"__module__": kind.__module__, "exit_code": int(told["code"])})
     where = f"rank {rank}: {told['where']}" if told["where"] else f"rank {rank}"
     found: StreamtrainError = here(told["what"], where=where, why=told["why"], fix=told["fix"])
     return found
+
+
+OF_OTHERS: Final = (_Gone, ToldByRank, InterruptedElsewhere)
+"""Errors of any call that another rank has failed."""
 
 
 class DivergedElsewhere(DivergedError):
