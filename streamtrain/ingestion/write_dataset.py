@@ -13,7 +13,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final
 
-from streamtrain.errors import InputError, StreamtrainError, StreamtrainWarning
+from streamtrain.errors import Argument, Fix, InputError, StreamtrainError, StreamtrainWarning
 from streamtrain.ingestion.append import AppendedSource, appended_source, in_columns_of, n_full_shards, unnamed_columns
 from streamtrain.ingestion.request import (
     IngestRequest,
@@ -96,7 +96,9 @@ def _check_finite(source: Source, name: str, stats: FieldStats, rows: tuple[int,
             f"field {name} holds {' and '.join(counts)} value{'s' * (n_nan + n_inf > 1)}",
             where=source.where(rows[0]),
             why=f"The first are at {', '.join(source.where(row) for row in rows[:_ROWS_SHOWN])}",
-            fix="remove those rows, or fill them in; they are never replaced silently",
+            fix="remove those rows, or fill them in"
+            if name == TARGET
+            else Fix("remove those rows, fill them in, or keep them as they are: ", Argument("nan", "keep")),
         )
 
 

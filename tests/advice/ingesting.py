@@ -67,7 +67,10 @@ def other_classes_behind(w: World) -> None:
     w.works("ingest b.csv d.zarr --label-column y --append")
 
 
-@world(f"{_WRITE}_check_finite: remove those rows, or fill them in; they are never replaced silently")
+@world(
+    f"{_WRITE}_check_finite: remove those rows, fill them in, or keep them as they are: nan='keep'",
+    f"{_WRITE}_check_finite: remove those rows, or fill them in",
+)
 def values_that_are_not_finite(w: World) -> None:
     x = X.copy()
     x[3, 1] = np.nan
@@ -75,6 +78,8 @@ def values_that_are_not_finite(w: World) -> None:
     kept = np.isfinite(x).all(axis=1)
     ingest({"x": x[kept], "y": Y[kept]}, "removed.zarr")
     ingest({"x": np.nan_to_num(x), "y": Y}, "filled.zarr")
+    ingest({"x": x, "y": Y}, "kept.zarr", nan="keep")
+    w.refused(ingest, {"x": X, "y": np.where(Y, np.nan, 0.0)})
 
 
 @world(f"{_INGEST}parse_mode: choose one of them")
