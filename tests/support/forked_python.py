@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -25,6 +26,8 @@ import streamtrain as st
 ROOT = Path(__file__).resolve().parents[2]
 _SERVE = "import sys; sys.path[0:0] = sys.argv[2:]; import forked_python; forked_python.serve(int(sys.argv[1]))"
 _MOST_BYTES = 1 << 20
+_LATER = ("streamtrain.cli.main", "torch._dynamo", "torch.distributed.nn.functional", "zarr")
+"""What training, ranks and ingests import when they begin: a second of work."""
 _made: list[socket.socket] = []
 
 
@@ -125,6 +128,8 @@ def serve(line: int) -> None:
     """Fork a process, and one that waits for it, for each script that is asked for; until the other end is closed."""
     for name in st.__all__:
         getattr(st, name)
+    for name in _LATER:
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()
     # What is imported is there; where to look for more, a script has to know by itself.
