@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -94,11 +95,28 @@ def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+_MANY_MODULES = 100
+_n_settled = 0
+
+
 @pytest.fixture(autouse=True, scope="module")
 def settled_heap() -> None:
     """Leave what is there before a module's tests out of their garbage collections, which took a third of a second."""
+    _settle()
+
+
+@pytest.fixture(autouse=True)
+def settled_imports(settled_heap: None) -> None:
+    """Leave out too what tests before this one have imported."""
+    if len(sys.modules) > _n_settled + _MANY_MODULES:
+        _settle()
+
+
+def _settle() -> None:
+    global _n_settled
     gc.collect()
     gc.freeze()
+    _n_settled = len(sys.modules)
 
 
 _GRACE_SECONDS = 2.0

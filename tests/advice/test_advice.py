@@ -18,6 +18,7 @@ The test sees to it that the message of the key was indeed given in it.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,14 @@ from tests.advice.remedies import all_remedies, arguments_named
 from tests.advice.world import WORLDS, World
 
 pytestmark = pytest.mark.usefixtures("one_thread", "undrawn")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def settled_remedies(settled_heap: None) -> None:
+    """Leave the syntax trees of the package out of the garbage collections of the worlds: a third of a second each."""
+    all_remedies()
+    gc.freeze()
+
 
 ROOMS = [
     best,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-import subprocess
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
+from forked_python import run_forked
 from torch import nn
 
 import streamtrain as st
@@ -76,7 +75,8 @@ def test_one_run_four_ways(trained: Path, tmp_path: Path) -> None:
         "x = [torch.from_numpy(rows[name]) for name in model.inputs]\n"
         "print(torch.softmax(model(*x), 1).tolist())"
     )
-    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    fresh = run_forked(["-c", code], cwd=tmp_path)
+    assert fresh.returncode == 0, fresh.stderr
     assert np.abs(np.array(json.loads(fresh.stdout)) - told).max() <= 1e-6
     assert main(["export", run, "--out", str(tmp_path / "m.safetensors")]) == 0
     assert np.abs(by_plain_torch(tmp_path / "m.safetensors", st.open(trained / "new.zarr")[:]) - told).max() <= 1e-6

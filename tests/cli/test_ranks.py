@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
-from subprocess import Popen
 
 import numpy as np
 import pytest
+from forked_python import Forked
 from processes_of_ranks import ended, started
 from safetensors.numpy import load_file
 
@@ -66,8 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def wait_for_an_epoch(first: Popen[str]) -> None:
-    assert first.stdout is not None
+def wait_for_an_epoch(first: Forked) -> None:
     # An epoch later than the first that is printed is under way when all ranks have met.
     n_epochs = 0
     while n_epochs < 2:

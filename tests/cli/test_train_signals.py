@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_python import Forked, run_forked
 
 import streamtrain as st
 
@@ -30,24 +29,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def training(*options: str) -> Iterator[subprocess.Popen[str]]:
-    words = [sys.executable, "-m", "streamtrain", "train", "d.zarr", "--memory", "8MB", "--epochs", ENDLESS, *options]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+def training(*options: str) -> Iterator[Forked]:
+    words = ["-m", "streamtrain", "train", "d.zarr", "--memory", "8MB", "--epochs", ENDLESS, *options]
+    with Forked(words) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def wait_for(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
+def wait_for(process: Forked, there: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not there():
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def error_of(process: subprocess.Popen[str]) -> str:
+def error_of(process: Forked) -> str:
     _, error = process.communicate(timeout=60)
     return "".join(line for line in error.splitlines(keepends=True) if not line.startswith("hint: "))
 
@@ -66,9 +65,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on() -> None:
     assert (Path(found[1]) / "manifest.json").exists()
     # The command can be typed as it stands; with fewer epochs than are done it ends at once.
     words = shlex.split(found[2].replace(f"--epochs {ENDLESS}", "--epochs 1"))
-    done = subprocess.run(
-        [sys.executable, "-m", *words, "--json"], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = run_forked(["-m", *words, "--json"], timeout=60)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["resumed_from_batch"] == int(Path(found[1]).name)
 

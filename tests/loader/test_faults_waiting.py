@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked_python import Forked, run_forked
 
 import streamtrain
 from streamtrain.errors import StallError
@@ -202,8 +201,7 @@ BlockReader.read = lambda *a: threading.Event().wait()
 loader = streamtrain.StreamLoader(streamtrain.open(sys.argv[1]), batch_size=16, memory="16MB", timeout=0.2)
 next(iter(loader))
 """
-    words = [sys.executable, "-c", code, str(dataset.path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, cwd=Path.cwd())
+    done = run_forked(["-c", code, str(dataset.path)], timeout=60)
     assert done.returncode == 1
     assert "StallError" in done.stderr
     assert "no batch came within 0.2 seconds" in done.stderr
@@ -218,9 +216,7 @@ loader = streamtrain.StreamLoader(streamtrain.open(sys.argv[1]), batch_size=16, 
 print("waiting", flush=True)
 next(iter(loader))
 """
-    words = [sys.executable, "-c", code, str(dataset.path)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    with Forked(["-c", code, str(dataset.path)]) as process:
         assert process.stdout.readline() == "waiting\n"
         time.sleep(0.1)
         os.kill(process.pid, signal.SIGINT)

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import subprocess
 import sys
 import textwrap
 import types
@@ -12,6 +11,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from forked_python import Forked
 
 import streamtrain
 from streamtrain import StreamLoader, uniform
@@ -254,8 +254,12 @@ def test_a_loop_of_ones_own_under_ddp_has_the_weights_of_one_process(data, tmp_p
             for r in range(world_size)
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        running = [subprocess.Popen([sys.executable, "-c", LOOP, *each], env=environment) for each in args]
-        assert [process.wait(120) for process in running] == [0] * world_size
+        with ExitStack() as stack:
+            running = [stack.enter_context(Forked(["-c", LOOP, *each], env=environment)) for each in args]
+            for process in running:
+                stack.callback(process.kill)
+            ended = [process.communicate(120) for process in running]
+        assert [process.returncode for process in running] == [0] * world_size, ended
         return [pickle.loads(out.read_bytes()) for out in outs]
 
     [alone], pair = weights(1), weights(2)

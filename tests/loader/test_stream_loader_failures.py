@@ -1,8 +1,6 @@
 """Failures that stop a loader: nobody is left waiting, and the error names the cause."""
 
 import os
-import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -10,6 +8,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
+from forked_python import run_forked
 
 import streamtrain
 from streamtrain import StreamLoader
@@ -104,6 +103,5 @@ FORK_SCRIPT = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_is_told_and_ends(tmp_path):
     streamtrain.ingest({"y": np.arange(4000)}, tmp_path / "d.zarr", block="80B")
-    script = [sys.executable, "-c", textwrap.dedent(FORK_SCRIPT), str(tmp_path / "d.zarr")]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
+    done = run_forked(["-c", textwrap.dedent(FORK_SCRIPT), str(tmp_path / "d.zarr")], timeout=60)
     assert done.returncode == 0, done.stderr

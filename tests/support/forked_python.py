@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -11,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -23,31 +26,88 @@ import streamtrain as st
 ROOT = Path(__file__).resolve().parents[2]
 _SERVE = "import sys; sys.path[0:0] = sys.argv[2:]; import forked_python; forked_python.serve(int(sys.argv[1]))"
 _MOST_BYTES = 1 << 20
+_LATER = ("streamtrain.cli.main", "torch._dynamo", "torch.distributed.nn.functional", "zarr")
+"""What training, ranks and ingests import when they begin: a second of work."""
 _made: list[socket.socket] = []
 
 
+class Forked:
+    """A script in a process of its own, its output in pipes: to be used as a ``subprocess.Popen`` of text is."""
+
+    def __init__(self, words: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+        asked = json.dumps(
+            {"words": [*words], "env": {**(os.environ if env is None else env)}, "cwd": str(cwd or Path.cwd())}
+        )
+        self.args = [sys.executable, *words]
+        self.returncode: int | None = None
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        (out, out_of_it), (err, err_of_it) = os.pipe(), os.pipe()
+        fds = [theirs.fileno(), out_of_it, err_of_it]
+        socket.send_fds(_server(), [asked.encode()], fds)
+        theirs.close()
+        os.close(out_of_it)
+        os.close(err_of_it)
+        self.stdout, self.stderr = os.fdopen(out), os.fdopen(err)
+        self._line.settimeout(60)
+        self.pid = int(self._line.recv(32))
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._line.settimeout(timeout)
+            try:
+                self.returncode = int(self._line.recv(32))
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Read what it writes to its end."""
+        ends, told = None if timeout is None else time.monotonic() + timeout, dict[str, str]()
+        readers = [
+            threading.Thread(target=lambda name=name, file=file: told.update({name: file.read()}), daemon=True)
+            for name, file in (("out", self.stdout), ("err", self.stderr))
+        ]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(None if ends is None else max(ends - time.monotonic(), 0))
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(None if ends is None else max(ends - time.monotonic(), 0))
+        return told["out"], told["err"]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> Forked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+        self.stdout.close()
+        self.stderr.close()
+        self._line.close()
+
+
 def run_forked(
-    words: list[str], *, env: dict[str, str], cwd: Path | None = None, timeout: float | None = None
+    words: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script, the first of these words, as ``subprocess.run`` would with its output captured."""
-    ours, theirs = socket.socketpair()
-    with ours, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
-        with theirs:
-            asked = json.dumps({"words": words, "env": env, "cwd": str(cwd or Path.cwd())})
-            fds = [theirs.fileno(), out.fileno(), err.fileno()]
-            socket.send_fds(_server(), [asked.encode()], fds)
-        ours.settimeout(60)
-        process = int(ours.recv(32))
-        ours.settimeout(timeout)
+    """Run a script, a module (``-m``) or code (``-c``) as ``subprocess.run`` would with its output captured."""
+    with Forked(words, env=env, cwd=cwd) as process:
         try:
-            code = int(ours.recv(32))
-        except TimeoutError:
-            os.kill(process, signal.SIGKILL)
-            ours.settimeout(60)
-            ours.recv(32)
-            raise subprocess.TimeoutExpired(words, timeout or 0) from None
-        said = [out.seek(0) or out.read(), err.seek(0) or err.read()]
-    return subprocess.CompletedProcess([sys.executable, *words], code, *said)
+            said = process.communicate(timeout)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.wait(), *said)
 
 
 def _server() -> socket.socket:
@@ -65,9 +125,11 @@ def _server() -> socket.socket:
 
 
 def serve(line: int) -> None:
-    """Fork a process for each script that is asked for, one after another, until the other end is closed."""
+    """Fork a process, and one that waits for it, for each script that is asked for; until the other end is closed."""
     for name in st.__all__:
         getattr(st, name)
+    for name in _LATER:
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()
     # What is imported is there; where to look for more, a script has to know by itself.
@@ -75,19 +137,32 @@ def serve(line: int) -> None:
     with socket.socket(fileno=line) as asked:
         while True:
             message, fds, *_ = socket.recv_fds(asked, _MOST_BYTES, 3)
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
             if not message:
                 return
             answer, *streams = fds
-            process = os.fork()
-            if not process:
+            if not os.fork():
                 asked.close()
-                _become(json.loads(message), streams, answer)
+                _wait_beside(json.loads(message), streams, answer)
                 return
-            for stream in streams:
-                os.close(stream)
-            with socket.socket(fileno=answer) as told, suppress(OSError):
-                told.send(str(process).encode())
-                told.send(str(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])).encode())
+            for each in fds:
+                os.close(each)
+
+
+def _wait_beside(asked: dict[str, Any], streams: list[int], answer: int) -> None:
+    """Fork the process that was asked for and tell its number, then how it ended."""
+    process = os.fork()
+    if not process:
+        _become(asked, streams, answer)
+        return
+    for stream in streams:
+        os.close(stream)
+    with socket.socket(fileno=answer) as told, suppress(OSError):
+        told.send(str(process).encode())
+        told.send(str(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])).encode())
+    os._exit(0)
 
 
 def _become(asked: dict[str, Any], streams: list[int], answer: int) -> None:
@@ -102,6 +177,14 @@ def _become(asked: dict[str, Any], streams: list[int], answer: int) -> None:
     if n_threads := asked["env"].get("OMP_NUM_THREADS"):
         # Torch has read it when it was imported.
         torch.set_num_threads(int(n_threads))
-    script, *_ = sys.argv = asked["words"]
-    sys.path[0] = str(Path(script).parent)
-    runpy.run_path(script, run_name="__main__")
+    first, *more = asked["words"]
+    sys.path[1:1] = [each for each in asked["env"].get("PYTHONPATH", "").split(os.pathsep) if each]
+    if first == "-c":
+        sys.argv = ["-c", *more[1:]]
+        exec(compile(more[0], "<string>", "exec"), vars(sys.modules["__main__"]))
+    elif first == "-m":
+        sys.path[0], sys.argv = asked["cwd"], more
+        runpy.run_module(more[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0], sys.argv = str(Path(first).parent), asked["words"]
+        runpy.run_path(first, run_name="__main__")

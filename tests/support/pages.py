@@ -6,10 +6,9 @@ import doctest
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+from forked_python import run_forked
 from processes_of_ranks import FOR_ALL
 
 from streamtrain.cli.main import main
@@ -75,8 +74,8 @@ def run(command: list[str], exit_code: int = 0) -> None:
     if program == "python":
         exec(compile(words[1], "a page", "exec"), {})
     elif program == "torchrun":
-        several = [sys.executable, "-m", "torch.distributed.run", *words]
-        done = subprocess.run(several, env={**os.environ, **FOR_ALL}, capture_output=True, text=True, timeout=300)
+        several = ["-m", "torch.distributed.run", *words]
+        done = run_forked(several, env={**os.environ, **FOR_ALL}, timeout=300)
         assert done.returncode == exit_code, done.stderr
     else:
         assert program == "streamtrain"

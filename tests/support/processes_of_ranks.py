@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from forked_python import Forked
 
 FOR_ALL = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
 
@@ -22,24 +22,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(words: Sequence[str], world_size: int, folder: Path, **more: str) -> Iterator[list[subprocess.Popen[str]]]:
+def started(words: Sequence[str], world_size: int, folder: Path, **more: str) -> Iterator[list[Forked]]:
     """Start a command as every rank, each told which it is as a launcher tells it; none is left after the block."""
-    running: list[subprocess.Popen[str]] = []
+    running: list[Forked] = []
     told = {**FOR_ALL, "WORLD_SIZE": str(world_size), "MASTER_PORT": str(free_port()), **more}
-    try:
+    with ExitStack() as stack:
         for rank in range(world_size):
             environment = {**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            running.append(subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, text=True, **kept))
+            running.append(stack.enter_context(Forked(words, cwd=folder, env=environment)))
+            stack.callback(running[-1].kill)
         yield running
-    finally:
-        for each in running:
-            if each.poll() is None:
-                each.kill()
-            each.communicate()
 
 
-def ended(running: Sequence[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str, str]]:
+def ended(running: Sequence[Forked], seconds: float = 120) -> list[tuple[int, str, str]]:
     """Wait for all; return the exit code, stdout and stderr of each rank."""
     written = [each.communicate(timeout=seconds) for each in running]
-    return [(each.returncode, *texts) for each, texts in zip(running, written, strict=True)]
+    return [(each.wait(), *texts) for each, texts in zip(running, written, strict=True)]

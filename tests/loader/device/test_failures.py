@@ -3,8 +3,6 @@
 import gc
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import types
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked_python import run_forked
 from torch import nn
 
 import streamtrain
@@ -143,7 +142,7 @@ with device.installed():
             raise RuntimeError("CUDA error: device-side assert triggered" if {how == "assert"} else "the first error")
 """
     # A process that waits for the device, or for a thread of its own, waits for ever.
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    ended = run_forked(["-c", script], timeout=120)
     last = ended.stderr.strip().splitlines()[-1]
     assert last.endswith("RuntimeError: CUDA error: device-side assert triggered" if how == "assert" else "first error")
     assert ended.returncode == 1

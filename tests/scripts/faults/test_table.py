@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from forked_python import run_forked
 from run_script import ROOT, results_of
 
 
 def run(script: str, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / script), *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if not text:
+        return run_forked([str(ROOT / script), *words], timeout=600, cwd=ROOT, env=env)
+    command = [sys.executable, str(ROOT / script), *words]
     return subprocess.run(command, capture_output=True, text=True, input=text, timeout=600, cwd=ROOT, env=env)
 
 

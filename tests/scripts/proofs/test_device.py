@@ -2,8 +2,9 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
+
+from forked_python import run_forked
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = str(ROOT / "scripts" / "proofs" / "device.py")
@@ -11,8 +12,7 @@ SCRIPT = str(ROOT / "scripts" / "proofs" / "device.py")
 
 def test_without_a_gpu_it_shows_what_a_simulated_device_can():
     steps = ["facts", "step", "graphs"]
-    command = [sys.executable, SCRIPT, "--simulated", "--steps", *steps]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ended = run_forked([SCRIPT, "--simulated", "--steps", *steps], timeout=300)
     assert ended.returncode == 0, ended.stderr
     results = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [result["step"] for result in results] == steps

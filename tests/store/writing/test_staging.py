@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,11 @@ def make(folder: Path, kind: str) -> Path:
 
 def removals(tmp_path: Path, kind: str, *, renames: bool, step: int = 1) -> Iterator[tuple[Path, bool]]:
     """A removal killed at every call in turn, or at some, and at last one that is not."""
+    made = tmp_path / "made"
+    made.mkdir()
+    name = make(made, kind).name
     for left in itertools.count(step=step):
-        folder = tmp_path / str(left)
-        folder.mkdir()
-        path = make(folder, kind)
+        path = Path(shutil.copytree(made, tmp_path / str(left), symlinks=True)) / name
         try:
             remove_dataset(path, Files(system=Mortal(left, renames=renames)))
         except Killed:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from forked_python import run_forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -255,8 +254,7 @@ print(n_done)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the script ends processes of its own at a chosen call")
 def test_killed_at_any_step_of_the_replacement_the_note_is_there_in_the_end(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", DYING, str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    done = run_forked(["-c", DYING, str(tmp_path)], timeout=600)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 30
     assert nothing_beside(tmp_path / "0.zarr")
