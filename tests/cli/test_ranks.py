@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from safetensors.numpy import load_file
 import streamtrain as st
 from streamtrain.cli import ranks
 from streamtrain.cli.main import main
+from streamtrain.errors import StallError
 
 TRAIN = "-m streamtrain train d.zarr --val v.zarr --model linear --optimizer sgd --batch-size 16 --memory 16MB"
 LONG = f"{TRAIN} --out run --epochs 100000".split()
 LOOKED_AT = """
 import pathlib, sys
 from streamtrain.cli.main import main
+from streamtrain.errors import StallError
 code = main(sys.argv[1:])
 tasks = [each.read_text().strip() for each in pathlib.Path("/proc/self/task").glob("*/comm")]
 print("left:", [name for name in tasks if "gloo" in name], file=sys.stderr)
@@ -40,6 +43,7 @@ def killed(self, values):
     return add(self, values)
 exchange.RankExchange.add = killed
 from streamtrain.cli.main import main
+from streamtrain.errors import StallError
 sys.exit(main(sys.argv[1:]))
 """
 """A command of which one rank is killed in the 27th step."""
@@ -162,3 +166,20 @@ def test_a_plan_for_ranks(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "ranks    each of 2 has 8 samples of a batch, of the last one 6 or 5" in capsys.readouterr().out
     assert main([*words, "--ranks", "3"]) == 2
     assert "cannot be shared by 3 ranks" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("as_rank")
+def test_what_would_keep_the_group_alive_is_imported_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = "torch.distributed.nn.functional"
+    monkeypatch.delitem(sys.modules, holder, raising=False)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    found: list[bool] = []
+
+    def store(*_: object, **__: object) -> None:
+        found.append(holder in sys.modules)
+        raise RuntimeError("no store")
+
+    monkeypatch.setattr("torch.distributed.TCPStore", store)
+    with pytest.raises(StallError, match="have not come together"), ranks.process_group():
+        pass
+    assert found == [True]
