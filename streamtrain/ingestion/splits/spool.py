@@ -21,7 +21,7 @@ from streamtrain.ingestion.row_stream import RowStream
 from streamtrain.ingestion.sources.base import Rows, Source, check_range, rows_within
 from streamtrain.ingestion.sources.input_files import read_range
 from streamtrain.store.layout import Field
-from streamtrain.system.files import Files, status_of
+from streamtrain.system.files import Files, FileWriter, status_of
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -84,8 +84,9 @@ def _write(source: Source, folder: Path, request: IngestRequest, files: Files) -
     with closing(RowStream(source, run_bytes(request.memory))) as stream, ExitStack() as unfinished:
         # Refused here, if at all, as without splits; the codec is tried on each split.
         plan_ingest(source, stream, replace(request, codec="none"))
-        outs = {field.name: files.begin(folder / field.name) for field in source.fields}
-        for out in outs.values():
+        outs: dict[str, FileWriter] = {}
+        for field in source.fields:
+            out = outs[field.name] = files.begin(folder / field.name)
             unfinished.callback(out.abandon)
         n_piece = rows_within(_PIECE_BYTES, source.fields)
         stage = {field.name: np.empty((n_piece, *field.shape), field.dtype) for field in source.fields}

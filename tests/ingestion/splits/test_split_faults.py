@@ -155,3 +155,10 @@ def test_an_ingest_on_a_full_disk_is_resumed_to_the_same_bytes(act: Act, sources
         with suppress(st.ResourceError):  # tidying up after is not its work
             act.run(folder, Failing(at, errno.ENOSPC))
         _check(act, sources, folder, found)
+
+
+def test_a_disk_that_is_full_while_files_are_begun_leaves_none_open(sources: Path) -> None:
+    act = ACTS[0]
+    for at in range(16, 32):
+        with suppress(st.ResourceError):
+            act.run(_again(act, sources, "begun"), Failing(at, errno.ENOSPC))
