@@ -25,7 +25,7 @@ _OTHER: Final = 1
 _FIRST: Final = 2
 _UNKNOWN: Final = -1
 _MOST_LOOKED_UP: Final = 1 << 16
-_NAMES_PER_TEXT: Final = 2
+_NAMES_PER_TEXT: Final = 4
 """Of more names for each text of a run, and of more names at all, texts are looked up one by one."""
 _SUGGESTED_HASH_SIZE: Final = 100_000
 _MIN_PENDING: Final = 1 << 14
