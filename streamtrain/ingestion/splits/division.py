@@ -42,7 +42,7 @@ SplitsOf = Callable[[int, int], U8]
 
 _STEP: Final = 1 << 16
 _STEP_BYTES: Final = 40 * _STEP  # the words of a step's rows, their splits, and those of one split
-_PIECE_BYTES: Final = 1 << 19
+_PIECE_BYTES: Final = 1 << 20
 _VALUE_BYTES: Final = 300
 _SHARE_OF_VALUES: Final = 4  # of the memory, for the distinct values that an order takes
 _SHARE_OF_GROUPS: Final = 64
