@@ -192,8 +192,8 @@ def _run(command: str, folder: Path) -> tuple[int, str]:
     return code, out.getvalue()
 
 
-_ADDED: Final = frozenset({"metrics.jsonl", "scores.json"})
-"""Files of a run in which the epochs stand that no checkpoint holds yet."""
+_ADDED: Final = frozenset({"config.json", "metrics.jsonl", "scores.json"})
+"""Files of a run in which the epochs stand that no checkpoint holds yet, and how many there are to be."""
 
 
 def try_place(place: Place, error: str, folder: Path) -> str:

@@ -64,9 +64,9 @@ def columns_to_split_by(w: World) -> None:
 def rows_that_cannot_be_divided(w: World) -> None:
     many = {"x": np.zeros((20_000, 1), "f4"), "t": np.arange(20_000)}
     of_time: dict[str, Any] = {"split_by": "t", "split_how": "last", **_HALF}
-    w.refused(ingest, many, memory="20MB", **of_time)
+    w.refused(ingest, many, memory="21MB", **of_time)
     ingest(many, memory="100MB", **of_time)
-    ingest(many, "sorted.zarr", memory="20MB", split_how="last", **_HALF)
+    ingest(many, "sorted.zarr", memory="21MB", split_how="last", **_HALF)
     w.refused(ingest, ROWS, "a.zarr", split={"val": 1e-9})
     ingest(ROWS, "a.zarr", **_HALF)
     labels = {"x": X, "y": np.arange(60) // 50}

@@ -13,7 +13,7 @@ from run_script import ROOT, results_of
 
 
 def run(script: str, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
     if not text:
         return run_forked([str(ROOT / script), *words], timeout=600, cwd=ROOT, env=env)
     command = [sys.executable, str(ROOT / script), *words]

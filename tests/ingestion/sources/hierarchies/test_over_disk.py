@@ -71,7 +71,7 @@ def test_hdf5_packed_numbers_and_splits(tmp_path: Path) -> None:
         x = file.create_dataset("x", data=values, chunks=(650, 7, 11), shuffle=True)
         x.attrs["scale_factor"] = 0.5
         file.create_dataset("n", data=np.arange(700), chunks=(100,))
-    st.ingest(tmp_path / "a.h5", tmp_path / "d.zarr", **SMALL, split={"val": 0.5})
+    st.ingest(tmp_path / "a.h5", tmp_path / "d.zarr", **{**SMALL, "memory": "32MB"}, split={"val": 0.5})
     for name in ("train", "val"):
         rows = st.open(tmp_path / "d.zarr", split=name)[:]
         assert np.array_equal(rows["x"], values[rows["n"]] * np.float32(0.5))
