@@ -40,10 +40,12 @@ _CATEGORIES_SHOWN: Final = 3
 
 def _is_of_runs(path: Path) -> bool:
     """Whether a folder is that of a run, or of a comparison, whose runs are named by what reads a run."""
+    from streamtrain.store.root import kind_of_runs
     from streamtrain.system.files import is_there
 
     try:
-        return is_there(path / "config.json") or is_there(path / "comparison.json")
+        # Of a run that has only begun there is no more.
+        return is_there(path / "config.json") or kind_of_runs(path) is not None
     except PermissionError:
         # Opening says what may not be read.
         return False

@@ -226,16 +226,14 @@ def _surplus(message: str, context: click.Context) -> str:
     words = [*context.find_root().obj]
     if extra is None or context.info_name not in _OF_DATASETS or str(dest) not in words:
         return message
-    if not (kind := _kind_of_runs(Path(str(dest)))):
+    # Loads the store, which help does without.
+    from streamtrain.store.root import kind_of_runs
+
+    if (kind := kind_of_runs(Path(str(dest)))) is None:
         return message
     words.remove(str(dest))
     told = f"{context.info_name} takes a dataset alone, and {dest} is {kind}"
     return f"{told}. Fix: {command_line(['streamtrain', *words])}"
-
-
-def _kind_of_runs(path: Path) -> str | None:
-    kinds = {"config.json": "the folder of a run", "comparison.json": "the folder of a comparison"}
-    return next((kind for name, kind in kinds.items() if Path(path, name).exists()), None)
 
 
 def _meant(word: str, known: Sequence[str]) -> str | None:

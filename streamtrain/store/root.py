@@ -29,7 +29,7 @@ def read_root(folder: Path) -> Json:
     if not _is_there(root) and is_zarr(folder):
         raise _of_others(folder)
     if not _is_there(root):
-        kind = kind_of_folder(folder)
+        kind = kind_of_runs(folder)
         what = f"{kind}, not a dataset" if kind else "not a streamtrain dataset: there is no zarr.json"
         raise DatasetError(what, where=str(folder), fix="give the directory ingest wrote")
     found = load_json(read_bounded(root, _MOST_ROOT_BYTES), where=str(root))
@@ -48,16 +48,15 @@ def read_root(folder: Path) -> Json:
     return ours
 
 
-def kind_of_folder(folder: Path) -> str | None:
-    """Say which folder of ours one is, by the files in it; None for any other."""
-    found = (kind for kind, names in _KINDS.items() if all(_is_there(folder / name) for name in names))
+def kind_of_runs(folder: Path) -> str | None:
+    """Say whether a folder is that of a run or of a comparison, by the files in it; None for any other."""
+    found = (kind for kind, names in _OF_RUNS.items() if all(_is_there(folder / name) for name in names))
     return next(found, None)
 
 
-_KINDS: Final = {
+_OF_RUNS: Final = {
     "the folder of a run": ("config.json", "metrics.jsonl"),
     "the folder of a comparison": ("comparison.json",),
-    "a dataset": (zarr_metadata.ROOT,),
 }
 
 

@@ -31,10 +31,11 @@ from typing import Any, Final, Self
 from torch import Tensor
 
 from streamtrain.errors import Argument, CheckpointError, Fix, ResourceError, StreamtrainWarning, UsageError
-from streamtrain.store.root import kind_of_folder
+from streamtrain.store.root import kind_of_runs
 from streamtrain.store.schema.columns import Schema, parse_schema, schema_json
 from streamtrain.store.writing.lock import FOLDER_LOCK, check_folder_unlocked, folder_lock, is_folder_locked
 from streamtrain.store.writing.staging import check_in_no_dataset, is_nobodys
+from streamtrain.store.zarr_metadata import ROOT
 from streamtrain.system.files import (
     Files,
     existing_parent,
@@ -419,7 +420,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         if not local_path(path).exists():
             raise _no_such_run(local_path(path)) from None
-        kind = kind_of_folder(local_path(path))
+        kind = "a dataset" if (local_path(path) / ROOT).exists() else kind_of_runs(local_path(path))
         begins = is_folder_locked(local_path(path))
         fix = "wait for its first checkpoint: it is being trained" if begins else _nearby_runs(path)
         what = f"{kind}, not a run" if kind else f"no run: {CONFIG} is missing"

@@ -1,4 +1,4 @@
-"""Whatever a callback or a hook reads or changes has the effect that it has on the plain path.
+"""Callbacks and hooks on the fast path: all that they read or change has the effect that it has on the plain path.
 
 A callback after every step is for the plain path alone, so nothing differs by a bit. What is changed between two
 batches is seen by the fast path, to rounding, or ends it.
