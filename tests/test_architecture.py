@@ -48,8 +48,8 @@ PLACES = {
 }
 # Modules in those packages that work without torch all the same.
 WITHOUT_TORCH = {
-    *(f"loader.{name}" for name in ("budget", "plan", "block_reader", "workers", "pool_memory", "pool", "telemetry")),
-    *(f"loader.{name}" for name in ("shared_budget", "device.memory_terms")),
+    *(f"loader.{name}" for name in ("budget", "plan", "telemetry", "shared_budget", "device.memory_terms")),
+    *(f"loader.reading.{name}" for name in ("block_reader", "workers", "pool_memory", "pool")),
     *(
         f"diagnostics.{name}"
         for name in ("charts", "html", "grids", "run_reader", "run.curves", "run.scores", "run_report")
@@ -57,8 +57,8 @@ WITHOUT_TORCH = {
     *(f"diagnostics.{name}" for name in ("profile_command", "profile_timeline", "profile_charts", "profile_report")),
     *("comparison.results", "comparison.report"),
     *(f"cli.{name}" for name in ("main", "output", "ingest", "dataset", "plan", "diagnostics")),
-    *(f"cli.manual.{name}" for name in ("values", "sections", "guide", "completion")),
-    *(f"cli.manual.{name}" for name in ("training_commands", "inference_commands")),
+    *(f"cli.manual.{name}" for name in ("guide", "completion")),
+    *(f"cli.commands.{name}" for name in ("values", "sections", "training_commands", "inference_commands")),
 }
 # Everything here draws from a seed it is given; what draws from a state of the process is left out.
 SEEDED = {"SeedSequence", "Generator", "BitGenerator", "PCG64", "PCG64DXSM", "Philox", "SFC64", "default_rng"}
@@ -140,6 +140,11 @@ def is_in(module: str, places: set[str] | tuple[str, ...]) -> bool:
 
 def test_the_page_lists_every_module_and_no_other() -> None:
     assert set(rank()) == set(MODULES) - INITS - {"__main__"}
+    assert len(rank()) == sum(len(package.files) or 1 for package in page().values()), "a module is listed twice"
+
+
+def test_the_modules_without_torch_are_there() -> None:
+    assert set(MODULES) >= WITHOUT_TORCH
 
 
 def test_the_page_lists_the_public_face() -> None:

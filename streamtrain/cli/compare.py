@@ -38,8 +38,8 @@ from streamtrain.system.arguments import check_seed
 from streamtrain.system.files import numbered_folder
 from streamtrain.system.memory import limit_heap_growth
 from streamtrain.system.units import counted, format_duration, format_figure, format_number
+from streamtrain.training.initial_weights import load_initial_weights
 from streamtrain.training.labels.from_data import n_outputs
-from streamtrain.training.run.checkpoint import load_initial_weights
 
 COMPARISONS: Final = Path("comparisons")
 

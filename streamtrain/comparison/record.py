@@ -163,7 +163,7 @@ def _read_path(folder: Path) -> list[Snapshot]:
     file = folder / _PATH
     if not is_regular(file):
         return []
-    found = read_tensors(file)
+    found = read_tensors(file, fix=_ANOTHER)
     try:
         steps = found["steps"].tolist()
         return [Snapshot(n_steps=n_steps, weights=found[f"weights.{i}"]) for i, n_steps in enumerate(steps)]

@@ -45,6 +45,7 @@ from streamtrain.training.best.watch import EpochWatch, check_same_weights, make
 from streamtrain.training.fitting import FitPlan, Fitting, trainer_line
 from streamtrain.training.inference.given_batches import GivenBatches, arrays_given, check_can_train, is_stream
 from streamtrain.training.inference.predicts import PredictsInTraining
+from streamtrain.training.initial_weights import load_initial_weights
 from streamtrain.training.labels.class_weights import ClassWeight
 from streamtrain.training.labels.from_data import is_known
 from streamtrain.training.labels.learned import LearnedData
@@ -57,7 +58,6 @@ from streamtrain.training.progress import Counts, Totals
 from streamtrain.training.ranks import check_ranks, exchange_over, join_ranks, shown
 from streamtrain.training.records.history import EpochSummary, History
 from streamtrain.training.records.recorder import EpochRecorder
-from streamtrain.training.run.checkpoint import load_initial_weights
 from streamtrain.training.run.run_description import describe_run, stream_identity
 from streamtrain.training.run.run_folder import Run, RunFolder
 from streamtrain.training.run.run_state import ResumePoint, RunState, open_run

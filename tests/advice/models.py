@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 import streamtrain as st
-from streamtrain.training.run.checkpoint import load_initial_weights
+from streamtrain.training.initial_weights import load_initial_weights
 from tests.advice.command_line import SMALL, TRAIN, typed
 from tests.advice.world import World, X, Y, world
 
 _FACTORY = "models/factory.py:"
 _CODE = "models/user_code.py:"
-_INITIAL = "training/run/checkpoint.py:load_initial_weights:"
+_INITIAL = "training/initial_weights.py:load_initial_weights:"
+_WEIGHTS = "training/initial_weights.py:_weights_at:"
 _RIGHT = "from torch import nn\ndef build():\n    return nn.Linear(4, 3)\nready = nn.Linear(4, 3)\n"
 _CODES = np.arange(len(X), dtype=np.int32)[:, None] % 4
 _TABLE = f"train d.zarr --model mlp:4 --epochs 1 {SMALL}"
@@ -145,10 +146,11 @@ def categories(w: World) -> None:
 
 @world(
     f"{_INITIAL} init='runs/1', say",
-    f"{_INITIAL} convert it, if you know where it is from: import torch, safetensors.torch; "
+    f"{_WEIGHTS} convert it, if you know where it is from: import torch, safetensors.torch; "
     "safetensors.torch.save_file(torch.load({}, weights_only=True), {})",
     f"{_INITIAL} init_partial=True takes those that agree",
     f"{_INITIAL} weights of this model",
+    f"{_WEIGHTS} give a run, or a file that safetensors wrote",
 )
 def weights_to_start_from(w: World) -> None:
     w.dataset()
@@ -166,6 +168,8 @@ def weights_to_start_from(w: World) -> None:
     commands = w.refused(load_initial_weights, torch.nn.Linear(4, 3), "old.pt").partition(": ")[2]
     exec(commands, {})
     w.works(f"{TRAIN} --init old.safetensors")
+    w.refuses(f"{TRAIN} --init lost.safetensors")
+    w.works(f"{TRAIN} --init runs/b")
 
 
 @world("training/inference/saved_run.py:_check_sizes: train again")

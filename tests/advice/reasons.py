@@ -265,7 +265,7 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
         "optim/sample_fast_path/network.py:_one_hot: labels from 0 to {}",
     ),
     "a damaged checkpoint is skipped with its digest before its state is read": (
-        "training/run/checkpoint.py:read_tensors: train again",
+        "training/run/checkpoint.py:Checkpoint.tensors: train again",
         "training/run/serialization.py:unpack: train again",
         "training/run/serialization.py:check_like: train again",
         "training/run/checkpoint.py:_read_state: train again",

@@ -15,6 +15,8 @@ import torch
 import streamtrain as st
 from streamtrain.cli.main import main
 from streamtrain.models.factory import build_model
+from streamtrain.training.best.chosen_checkpoint import checkpoint_of
+from streamtrain.training.initial_weights import load_initial_weights
 
 pytestmark = pytest.mark.usefixtures("in_own_folder", "one_thread")
 
@@ -205,6 +207,47 @@ def test_a_run_starts_from_the_weights_of_another(stored: Path, capsys: pytest.C
     )
     assert main([*train, "0", "--model", "mlp:4", "--init-partial"]) == 2
     assert main([*train, "0", "--model", "mlp:4", "--init", "missing.safetensors"]) == 6
+
+
+def test_a_run_starts_from_the_best_weights_of_another(stored: Path) -> None:
+    model, loader = torch.nn.Linear(3, 3), st.StreamLoader(stored, batch_size=20, memory="16MB")
+    trainer = st.Trainer(model, loss="cross_entropy", inputs="x", optimizer="sgd", lr=1e-9, device="cpu")
+
+    def worsen(_: object) -> None:
+        model.bias.data[0] += 50
+
+    with loader:
+        trainer.fit(loader, max_epochs=3, monitor="loss", checkpoint="run", on_epoch=worsen)
+    best, last = (checkpoint_of("run", which).checkpoint.tensors("model") for which in ("best", "last"))
+    assert not torch.equal(best["bias"], last["bias"])
+    started = torch.nn.Linear(3, 3)
+    load_initial_weights(started, "run")
+    assert torch.equal(started.bias, best["bias"])
+
+
+@pytest.mark.parametrize(
+    ("init", "told"),
+    [
+        ("data", "a dataset, not a run"),
+        ("empty", "no run: config.json is missing"),
+        ("compared", "the folder of a comparison, not a run"),
+        ("run", "no such folder. Fix: give runs/1"),
+        ("lost.safetensors", "the file of weights is missing. Fix: give a run"),
+        ("labels.npy", "the file of weights is damaged"),
+    ],
+)
+def test_weights_to_start_from_that_are_none(
+    init: str, told: str, stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    Path("compared").mkdir()
+    Path("compared/comparison.json").write_text("{}")
+    Path("runs/1").mkdir(parents=True)
+    Path("runs/1/config.json").write_text("{}")
+    np.save("labels.npy", np.arange(3))
+    given = str(stored) if init == "data" else init
+    assert main(["train", str(stored), "--inputs", "x", "--model", "linear", "--init", given]) == 6
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_weights_to_start_from_in_python(tmp_path: Path) -> None:

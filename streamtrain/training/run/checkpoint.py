@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -35,25 +34,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from streamtrain.errors import (
-    Argument,
     CheckpointError,
-    Fix,
     ResourceError,
     StreamtrainError,
-    StreamtrainWarning,
-    UsageError,
     first_line,
 )
 from streamtrain.loader.batch import tensor_bytes
 from streamtrain.models.forward import original_model
 from streamtrain.store.writing.lock import is_folder_locked
-from streamtrain.system.arguments import check_flags
 from streamtrain.system.files import (
     Files,
     is_folder,
     is_regular,
     is_there,
-    local_path,
     names_in,
     open_to_read,
     read_whole,
@@ -63,7 +56,7 @@ from streamtrain.system.json_values import objects, whole_number
 from streamtrain.system.refusals import read_failure, refusal_behind, translate_os_errors, translate_read_errors
 from streamtrain.system.syscalls import SYSTEM
 from streamtrain.training.best.monitor import best_of
-from streamtrain.training.run.serialization import check_tensors, unprefixed, write_tensors
+from streamtrain.training.run.serialization import check_tensors, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
 MODEL: Final = "model"
@@ -79,7 +72,6 @@ _COUNTS: Final = ("n_epochs", "n_batches", "n_steps", "n_samples")
 MOST_CHECKPOINTS: Final = _KEPT + 1
 """On the disk at a time, without the best one: a new one is whole before the oldest is removed."""
 _NEW: Final = ".new"
-_MOST_LISTED: Final = 8
 _BATCH_DIGITS: Final = 8
 LONGEST_NAME: Final = f"{'0' * _BATCH_DIGITS}{_NEW}/.optimizer{_SUFFIX}.{'0' * _BATCH_DIGITS}.tmp"
 _MANIFEST_BYTES: Final = 1 << 20
@@ -99,7 +91,7 @@ class Checkpoint:
         if name in self.held:
             return self.held[name]
         file = self.path / f"{name}{_SUFFIX}"
-        return read_tensors(file) if _is_there(file) else {}
+        return read_tensors(file, fix="train again") if _is_there(file) else {}
 
 
 def checkpoint_folder(run: Path, n_batches: int) -> Path:
@@ -425,53 +417,6 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         ) from error
 
 
-def load_initial_weights(model: nn.Module, init: str | Path | None, *, partial: bool = False) -> None:
-    """Start a model from the weights of a run's newest checkpoint, or of a safetensors file.
-
-    Names and shapes must agree; with ``partial`` those that do are taken, and the others are told in a warning.
-    """
-    check_flags(init_partial=partial)
-    if init is None:
-        if partial:
-            raise UsageError("init_partial without init", fix=Fix(Argument("init", "runs/1"), ", say"))
-        return
-    if not isinstance(init, str | Path):
-        raise UsageError(f"init is {init!r:.80}; it must be a path")
-    path, target = local_path(init), original_model(model)
-    if path.suffix in (".pt", ".pth") and not path.is_dir():
-        to = path.with_suffix(_SUFFIX)
-        raise CheckpointError(
-            "is a file of torch.save, whose reading may run code",
-            where=str(path),
-            fix=f"convert it, if you know where it is from: import torch, safetensors.torch; "
-            f"safetensors.torch.save_file(torch.load({str(path)!r}, weights_only=True), {str(to)!r})",
-        )
-    found = newest_checkpoint(path).tensors(MODEL) if path.is_dir() else read_tensors(path)
-    if not found.keys() & target.state_dict().keys():  # an export has them beside their normalization
-        found = unprefixed(found, f"{MODEL}.") or found
-    own, there = ({name: tuple(value.shape) for name, value in of.items()} for of in (target.state_dict(), found))
-    fitting = {name: value for name, value in found.items() if own.get(name) == there[name]}
-    others = [
-        *(f"{name} {own[name]}, there {there.get(name, 'not')}" for name in own.keys() - fitting.keys()),
-        *(f"{name}, there {there[name]}, here not" for name in there.keys() - own.keys()),
-    ]
-    if not fitting or (others and not partial):
-        raise UsageError(
-            f"the weights of init are of another model: {_listed(others)}",
-            where=str(path),
-            fix=Fix(Argument("init_partial", True), " takes those that agree") if fitting else "weights of this model",
-        )
-    target.load_state_dict(fitting, strict=False)
-    if others:
-        text = f"{path}: {len(fitting)} of {len(own)} weights are taken; left out: {_listed(others)}"
-        warnings.warn(text, StreamtrainWarning, stacklevel=3)
-
-
-def _listed(others: list[str]) -> str:
-    more = f", and {len(others) - _MOST_LISTED} more" if len(others) > _MOST_LISTED else ""
-    return "; ".join(sorted(others)[:_MOST_LISTED]) + more
-
-
 def normalize_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     """Return the state of the normalization modules, by input, as a checkpoint holds it."""
     return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
@@ -486,15 +431,15 @@ def normalize_states(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     return states
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file."""
+def read_tensors(file: Path, *, what: str = "the checkpoint", fix: str) -> dict[str, Tensor]:
+    """Read a safetensors file; ``what`` and ``fix`` are for the error where it cannot be read."""
     try:
         # Safetensors calls a file missing whatever hinders its opening, so that is tried first.
         open_to_read(file).close()
         return safetensors.torch.load_file(file)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
-            raise CheckpointError("the checkpoint is missing", where=str(file), fix="train again") from None
-        raise _unreadable(file, error) from error
+            raise CheckpointError(f"{what} is missing", where=str(file), fix=fix) from None
+        raise read_failure(error, file, CheckpointError, fix) from error
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"the checkpoint is damaged: {error}", where=str(file), fix="train again") from error
+        raise CheckpointError(f"{what} is damaged: {error}", where=str(file), fix=fix) from error

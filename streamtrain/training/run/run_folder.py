@@ -493,7 +493,7 @@ def epochs_backwards(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _nearby_runs(path: Path) -> str:
-    found = (sorted(parent.glob(f"*/{CONFIG}")) for parent in (path, path.parent) if parent.is_dir())
+    found = (sorted(parent.glob(f"*/{CONFIG}")) for parent in (path, path.parent, path.parent / "runs"))
     runs = [str(config.parent) for config in next(filter(None, found), [])]
     if not runs:
         return "name the folder that a run wrote"
