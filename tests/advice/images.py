@@ -37,9 +37,9 @@ def _stored(**options: Any) -> st.Dataset:
 
 
 @world(
-    f"{_FOLDERS}_files_in: give folders of images, one for each class",
-    f"{_FOLDERS}_files_in: move it out of the folder",
-    f"{_FOLDERS}_files_in: write it again, or leave it out",
+    f"{_FOLDERS}_status_of_image: give folders of images, one for each class",
+    f"{_FOLDERS}_status_of_image: move it out of the folder",
+    f"{_FOLDERS}_status_of_image: write it again, or leave it out",
     f"{_FOLDERS}_files_in: put images into the folder, or remove it",
     f"{_FOLDERS}open_image_folder: move it into the folder of its class, or out of this one",
     f"{_FOLDERS}_check_names: rename one of the folders, or put their images together",

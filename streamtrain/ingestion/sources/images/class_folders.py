@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError
+from streamtrain.errors import InputError, StreamtrainError
 from streamtrain.ingestion.sources.base import (
     ImageOptions,
     ReadingMemory,
@@ -33,9 +34,15 @@ from streamtrain.system.files import shown_names_in
 from streamtrain.system.refusals import read_failure
 from streamtrain.system.units import counted
 
+T = TypeVar("T")
+
 IMAGE: Final = "image"
 _N_TRIED: Final = 20
 """Files of a folder that are looked at to learn whether it holds images."""
+_MOST_TOLD: Final = 20
+_LOOKED_AT_BYTES: Final = 10**9
+"""Of the images after one that is refused: they are looked at, so that one message tells of all that are unfit."""
+_MOVE_IT: Final = "move it out of the folder"
 _NOT_OF_IMAGES: Final = ("label_column", "columns", "dtype", "shape", "fields")
 
 
@@ -48,15 +55,18 @@ class FileList:
         ends: list[npt.NDArray[np.int64]] = []
         sizes: list[npt.NDArray[np.uint32]] = []
         digest, n_before = hashlib.blake2b(digest_size=16), 0
+        unfit: list[InputError] = []
         for folder in folders:
-            found = _files_in(folder)
+            found = _files_in(folder, unfit)
             for name, size, changed in found:
                 digest.update(f"{folder.name}/{name}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
             encoded = [name.encode("utf-8", "surrogateescape") for name, _, _ in found]
             names += encoded
             ends.append(n_before + np.cumsum([len(name) for name in encoded], dtype=np.int64))
-            n_before = int(ends[-1][-1])
+            n_before += sum(map(len, encoded))
             sizes.append(np.array([size for _, size, _ in found], np.uint32))
+        if unfit:
+            raise first_of(unfit)
         self.starts = np.cumsum([0, *map(len, sizes)])
         self.sizes = np.concatenate(sizes)
         self.digest = digest.hexdigest()
@@ -89,28 +99,43 @@ def _listed(folder: Path) -> list[str]:
         raise read_failure(error, folder, InputError, "copy it to another disk", what=what) from error
 
 
-def _files_in(folder: Path) -> list[tuple[str, int, int]]:
-    """Find the name, the bytes and the time of change of each file in a folder of images."""
-    found = []
-    for name in _listed(folder):
-        status = look_up(folder / name)
-        if S_ISDIR(status.st_mode):
-            fix = "give folders of images, one for each class"
-            raise InputError("a folder among images", where=str(folder / name), fix=fix)
-        if not S_ISREG(status.st_mode):
-            fix = "move it out of the folder"
-            raise InputError("a pipe or device among images", where=str(folder / name), fix=fix)
-        if not status.st_size:
-            fix = "write it again, or leave it out"
-            raise InputError("the file is empty (0 bytes)", where=str(folder / name), fix=fix)
-        if status.st_size > MOST_ENCODABLE_BYTES:
-            fix = "move it out of the folder"
-            raise InputError(f"a file of {status.st_size:,} bytes among images", where=str(folder / name), fix=fix)
+def _files_in(folder: Path, unfit: list[InputError]) -> list[tuple[str, int, int]]:
+    """Find the name, the bytes and the time of change of each file in a folder of images; note what is none."""
+    found, names = [], _listed(folder)
+    for name in names:
+        try:
+            status = _status_of_image(folder / name)
+        except InputError as error:
+            unfit.append(error)
+            continue
         found.append((name, status.st_size, status.st_mtime_ns))
-    if not found:
+    if not names:
         fix = "put images into the folder, or remove it"
-        raise InputError("a folder of a class without images", where=str(folder), fix=fix)
+        unfit.append(InputError("a folder of a class without images", where=str(folder), fix=fix))
     return found
+
+
+def _status_of_image(file: Path) -> os.stat_result:
+    status, where = look_up(file), str(file)
+    if S_ISDIR(status.st_mode):
+        raise InputError("a folder among images", where=where, fix="give folders of images, one for each class")
+    if not S_ISREG(status.st_mode):
+        raise InputError("a pipe or device among images", where=where, fix=_MOVE_IT)
+    if not status.st_size:
+        raise InputError("the file is empty (0 bytes)", where=where, fix="write it again, or leave it out")
+    if status.st_size > MOST_ENCODABLE_BYTES:
+        raise InputError(f"a file of {status.st_size:,} bytes among images", where=where, fix=_MOVE_IT)
+    return status
+
+
+def first_of(unfit: Sequence[InputError]) -> InputError:
+    """Return the first of some refusals, which tells of the others too."""
+    first, *others = unfit
+    if others:
+        told = "; ".join(f"{error.where}: {error.what}" for error in others[:_MOST_TOLD])
+        more = f"; and {len(others) - _MOST_TOLD:,} more" if len(others) > _MOST_TOLD else ""
+        first.why = f"{first.why}. Unfit as well: {told}{more}" if first.why else f"Unfit as well: {told}{more}"
+    return first
 
 
 def image_fields(options: ImageOptions, mean_bytes: int, name: str = IMAGE) -> tuple[Field, ...]:
@@ -153,7 +178,7 @@ class ImageFolder(Source):
         """Return the bytes that each image is stored in, which follow from its file's unless some are made smaller."""
         if self.check.options.max_side is None:
             return self.files.sizes
-        each = (self.check.length(self._bytes(row), self.where(row)) for row in range(len(self.files)))
+        each = (self._checked(self.check.length, row) for row in range(len(self.files)))
         return np.fromiter(each, np.uint32, len(self.files))
 
     def _found(self, folder: Path, n_smaller: int, options: ImageOptions) -> str:
@@ -172,10 +197,26 @@ class ImageFolder(Source):
         if self.check.options.size is not None:
             pixels = self.fields[0].empty(len(rows))
             for place, row in enumerate(rows):
-                pixels[place] = self.check.pixels(self._bytes(row), self.where(row))
+                pixels[place] = self._checked(self.check.pixels, row)
             return {IMAGE: pixels, **labels}
-        images = objects_of([self.check.stored(self._bytes(row), self.where(row)) for row in rows])
+        images = objects_of([self._checked(self.check.stored, row) for row in rows])
         return {IMAGE: images, f"{IMAGE}{LENGTHS_SUFFIX}": byte_lengths(images), **labels}
+
+    def _checked(self, check: Callable[[bytes, str], T], row: int) -> T:
+        """Check an image; where it is refused, tell of those after it as well, as far as their headers show them."""
+        try:
+            return check(self._bytes(row), self.where(row))
+        except InputError as error:
+            unfit, n_bytes = [error], 0
+            while (row := row + 1) < len(self.files) and n_bytes < _LOOKED_AT_BYTES:
+                n_bytes += int(self.files.sizes[row])
+                try:
+                    self.check.look_at(self._bytes(row), self.where(row))
+                except InputError as other:
+                    unfit.append(other)
+                except StreamtrainError:
+                    break
+            raise first_of(unfit) from error.__cause__
 
     def _bytes(self, row: int) -> bytes:
         """Read a file, which must have the bytes that it had when the folder was listed."""
@@ -218,7 +259,8 @@ def open_image_folder(folder: Path, options: SourceOptions) -> ImageFolder:
     beside = sorted(set(entries) - set(inner))
     if inner and beside:
         fix = "move it into the folder of its class, or out of this one"
-        raise InputError("a file beside folders of classes", where=str(folder / beside[0]), fix=fix)
+        what = "a file beside folders of classes"
+        raise first_of([InputError(what, where=str(folder / name), fix=fix) for name in beside])
     _check_names(folder, inner)
     return ImageFolder(folder, inner, options.images, options.memory)
 

@@ -107,6 +107,10 @@ class ImageCheck:
         with self._opened(kept, where) as image:
             return _measured(kept, image, self.options)
 
+    def look_at(self, data: bytes, where: Place) -> None:
+        """Refuse an image for what its header and its end show."""
+        self._check(_header(data, where), where)
+
     def length(self, data: bytes, where: Place) -> int:
         """Return the length of an image as it is stored."""
         return len(data if self.options.max_side is None else self._kept(data, where))

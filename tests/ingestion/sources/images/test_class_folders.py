@@ -112,6 +112,26 @@ def test_what_cannot_be_trained_on_is_refused_by_its_file(name: str, folder: Pat
     assert not (folder.parent / "d").exists()
 
 
+@pytest.mark.parametrize("options", [{}, {"max_side": 10}, {"store": "decoded", "size": 8}], ids=str)
+def test_all_images_that_are_refused_are_told_at_once(options: dict[str, object], folder: Path) -> None:
+    refused = {"cat/cut.jpg", "dog/cut.png", "dog/moving.png", "dog/text.jpg"}
+    for name in refused:
+        (folder / name).write_bytes(BAD[Path(name).name][0]())
+    with pytest.raises(InputError) as caught:
+        _ingest(folder, codec="none", n_workers=1, **options)
+    assert {name for name in refused if name in str(caught.value)} == refused
+    assert not (folder.parent / "d").exists()
+
+
+def test_all_files_that_are_no_images_are_told_at_once(folder: Path) -> None:
+    for i in range(30):
+        (folder / "cat" / f"empty-{i:02}.jpg").touch()
+    (folder / "elk").mkdir()
+    with pytest.raises(InputError, match=r"empty-00.*Unfit as well: .*empty-01.*; and 10 more") as caught:
+        _ingest(folder)
+    assert str(caught.value).count("0 bytes") == 21
+
+
 @pytest.mark.parametrize("name", ["print.jpg", "alpha.png", "palette.png"])
 def test_another_mode_is_taken_where_it_is_said_what_it_becomes(name: str, folder: Path) -> None:
     (folder / "dog" / name).write_bytes(BAD[name][0]())
