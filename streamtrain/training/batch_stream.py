@@ -295,10 +295,10 @@ def last_batch(
     n_last = n_samples % batch_size
     if drop_last or not n_last or n_samples < batch_size:
         return None
-    # The nearest size that leaves nothing over, or more than this one does.
-    sizes = range(2, n_samples + 1)
-    fits = [size for size in sizes if not 0 < n_samples % size <= n_last]
-    size = Argument("batch_size", min(fits, key=lambda size: abs(size - batch_size), default=n_samples))
+    # The nearest size that leaves nothing over, or more than this one does; the whole pass in one batch does.
+    near = (size for away in range(n_samples) for size in (batch_size - away, batch_size + away))
+    fits = (size for size in near if 2 <= size <= n_samples and not 0 < n_samples % size <= n_last)
+    size = Argument("batch_size", next(fits, n_samples))
     return SmallBatch(
         n_samples=n_last,
         why=f"It is the last of a pass: {n_samples:,} samples in batches of {batch_size:,}",

@@ -32,6 +32,7 @@ from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement
 from streamtrain.training.batch_stream import (
     BatchStream,
     SmallBatch,
+    StreamDataset,
     check_weight_field,
     class_counts,
     device_share,
@@ -296,7 +297,7 @@ class EpochLoop:
         batch, labels = self._given(yielded)
         recorder.copied(time.perf_counter() - started)
         if len(batch):
-            self._check_once(batch, class_counts(stream.dataset, self.target, self._learner.loss), trains=True)
+            self._check_once(batch, stream.dataset)
         learned = self._learn(batch, totals.max_steps, stream)
         if learned.n_samples < len(batch):
             self.counts = self.counts.inside_batch(n_steps=self._rule.n_steps, n_samples=learned.n_new)
@@ -358,7 +359,7 @@ class EpochLoop:
         with preserve_mode(model), self._located(stream):
             for yielded in stream:
                 batch, (labels, weights_of_samples) = self._given(yielded, arrangement)
-                self._check_once(batch, None, trains=False)
+                self._check_once(batch, None)
                 model.eval()
                 with torch.no_grad():
                     output = model(*batch.inputs)
@@ -444,10 +445,14 @@ class EpochLoop:
                     raise
                 warnings.warn(StreamtrainWarning(error.told(), fix=error.fix), stacklevel=7)
 
-    def _check_once(self, batch: TrainingBatch, n_classes: range | None, *, trains: bool) -> None:
-        """Check the first batch of a run or a measurement, and any that is smaller than those checked."""
-        n_samples = len(batch)
+    def _check_once(self, batch: TrainingBatch, trained: StreamDataset | None) -> None:
+        """Check the first batch of a run or a measurement, and any that is smaller than those checked.
+
+        ``trained`` is the dataset that is trained on; None for one that is measured, whose classes may be others.
+        """
+        n_samples, trains = len(batch), trained is not None
         if not self._is_checked:
+            n_classes = None if trained is None else class_counts(trained, self.target, self._learner.loss)
             like = tuple((name, tensor.dtype, tensor.shape[1:]) for name, tensor in batch.fields.items())
             if (trains, n_classes, like) not in self._fitting:
                 self.check(batch, n_classes, trains=trains)

@@ -221,5 +221,12 @@ def test_a_batch_size_that_is_named_leaves_no_batch_as_small(n_samples: int, bat
     if found is not None:
         size = found.fix.argument("batch_size").value  # type: ignore[attr-defined]
         assert found.n_samples == n_last
-        assert not 0 < n_samples % size <= n_last
+        fits = [each for each in range(2, n_samples + 1) if not 0 < n_samples % each <= n_last]
+        assert size == min(fits, key=lambda each: abs(each - batch_size))
         assert last_batch(n_samples, batch_size, drop_last=True) is None
+
+
+def test_a_batch_size_is_named_however_many_samples_there_are() -> None:
+    found = last_batch(10**15 + 1, 100)
+    assert found is not None
+    assert found.fix.argument("batch_size").value == 99  # type: ignore[attr-defined]
