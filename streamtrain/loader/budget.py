@@ -17,7 +17,7 @@ from typing import Final
 
 from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.shuffle.expected_reads import expected_reads
-from streamtrain.shuffle.order import EpochOrder, ShuffleParameters, sequential_order, shuffled_order
+from streamtrain.shuffle.order import ShuffleParameters
 from streamtrain.store.layout import PAGE_BYTES, Layout
 from streamtrain.system.arguments import check_int
 from streamtrain.system.memory import Projection
@@ -273,17 +273,6 @@ def shuffle_of(layout: Layout, sizes: LoaderSizes) -> ShuffleParameters:
         lanes=sizes.lanes,
         groups=sizes.groups,
     )
-
-
-def epoch_orders(
-    layout: Layout, sizes: LoaderSizes, seed: int, *, shuffle: bool, reshuffle: str
-) -> Callable[[int], EpochOrder]:
-    """Make the function from an epoch's number to its order; it keeps nothing but its arguments alive."""
-    if not shuffle:
-        return lambda epoch: sequential_order(layout.n_samples, layout.block_rows)
-    shape = shuffle_of(layout, sizes)
-    anew = reshuffle == "epoch"
-    return lambda epoch: shuffled_order(shape, seed=seed, epoch=epoch if anew else 0)
 
 
 def _comfortable(layout: Layout, least: LoaderSizes, memory: int) -> LoaderSizes:

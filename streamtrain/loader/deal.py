@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from streamtrain.errors import Argument, Fix, UsageError
-from streamtrain.loader.budget import LoaderProjection, LoaderSizes, OrderExpectation, epoch_orders, expect, solve
-from streamtrain.shuffle.order import EpochOrder
+from streamtrain.loader.budget import LoaderProjection, LoaderSizes, OrderExpectation, expect, shuffle_of, solve
+from streamtrain.shuffle.order import EpochOrder, sequential_order, shuffled_order
 from streamtrain.shuffle.share import Rank
 from streamtrain.store.layout import Layout
 
@@ -64,11 +64,12 @@ class Deal:
     def order_of(self, sizes: LoaderSizes, seed: int, reshuffle: str) -> Callable[[int], EpochOrder]:
         """Make the function from an epoch's number to this rank's order; it keeps only its arguments alive."""
         rank, layout, batch_size = self.rank, self.layout, self.batch_size
-        whole = epoch_orders(layout, sizes, seed, shuffle=self.shuffle, reshuffle=reshuffle)
-        if rank.world_size == 1:
-            return whole
         if self.shuffle:
-            return lambda epoch: rank.of_shuffled(whole(epoch))
+            shape, anew = shuffle_of(layout, sizes), reshuffle == "epoch"
+            own = {"first_group": rank.rank, "group_step": rank.world_size}
+            return lambda epoch: shuffled_order(shape, seed=seed, epoch=epoch if anew else 0, **own)
+        if rank.world_size == 1:
+            return lambda epoch: sequential_order(layout.n_samples, layout.block_rows)
         if self.by_blocks:
             return lambda epoch: rank.of_blocks(layout.n_samples, layout.block_rows)
         return lambda epoch: rank.of_stored(layout.n_samples, layout.block_rows, batch_size)

@@ -23,7 +23,8 @@ starts is visited at the beginning and, for the rest of its rows, at the end.
 Why so: one place drawn uniformly and independently from each of B equal stretches varies at most as much as a full
 reshuffle whatever the labels are. Nothing lies at regular distances that periodic data could meet.
 
-Setting up an epoch takes O(lanes + blocks) time and memory; ``positions`` then finds any position without those before.
+Setting up an epoch, or some of its groups, takes O(lanes + their blocks) time and memory; ``positions`` then finds any
+position without those before.
 """
 
 from __future__ import annotations
@@ -232,17 +233,26 @@ def sequential_order(n_samples: int, block_rows: int, part: StoredPart | None = 
     )
 
 
-def shuffled_order(shuffle: ShuffleParameters, *, seed: int, epoch: int) -> EpochOrder:
-    """Set up the order of an epoch: a function of its arguments alone."""
+def shuffled_order(
+    shuffle: ShuffleParameters, *, seed: int, epoch: int, first_group: int = 0, group_step: int = 1
+) -> EpochOrder:
+    """Set up the order of an epoch, or of its groups from one on, every so many: a function of its arguments alone.
+
+    Setting up some groups takes time and memory for their blocks alone.
+    """
+    groups = np.arange(first_group, shuffle.groups, group_step)
+    lanes_each = shuffle.lanes // shuffle.groups
+    lanes = (groups[:, None] * lanes_each + np.arange(lanes_each)).ravel()
     lane_edges = _lane_edges(shuffle, random_key(seed, epoch, _Purpose.CUTS))
-    lengths = np.diff(lane_edges)
+    lengths = np.diff(lane_edges)[lanes]
     offset = word_below(random_key(seed, epoch, _Purpose.OFFSET), shuffle.n_samples)
-    places = words_below(random_key(seed, epoch, _Purpose.STARTS), np.arange(shuffle.lanes), lengths)
-    visits = _visits(shuffle, lane_edges, offset, places, random_key(seed, epoch, _Purpose.RUNS))
+    runs = _runs_of(shuffle, lane_edges, offset, groups)
+    places = words_below(random_key(seed, epoch, _Purpose.STARTS), lanes, lengths)
+    visits = _visits(shuffle, runs, offset, places, words(random_key(seed, epoch, _Purpose.RUNS), lanes))
     return EpochOrder(
-        n_samples=shuffle.n_samples,
+        n_samples=int(lengths.sum()),
         block_rows=shuffle.block_rows,
-        groups=shuffle.groups,
+        groups=len(groups),
         shuffled=True,
         n_rounds=shuffle.n_rounds,
         longest_run=shuffle.longest_run,
@@ -255,6 +265,8 @@ def shuffled_order(shuffle: ShuffleParameters, *, seed: int, epoch: int) -> Epoc
         rows_key=random_key(seed, epoch, _Purpose.ROWS),
         rounds_key=random_key(seed, epoch, _Purpose.ROUNDS),
         turns_key=random_key(seed, epoch, _Purpose.TURNS),
+        first_group=first_group,
+        group_step=group_step,
     )
 
 
@@ -270,17 +282,46 @@ def _lane_edges(shuffle: ShuffleParameters, cuts_key: int) -> I64:
     return np.append(0, np.cumsum(lengths))
 
 
-def _run_edges(shuffle: ShuffleParameters, lane_edges: I64, offset: int) -> tuple[I64, I64]:
-    """Cut the rotated space at lanes and block edges: the edges, and each lane's first run; ends included."""
-    n, rows = shuffle.n_samples, shuffle.block_rows
-    ahead = np.arange(-(-offset // rows) * rows - offset, n - offset, rows, dtype=np.int64)
-    edges = np.append(ahead, np.arange(n - offset, n + 1, rows))
-    if edges[-1] != n:
-        edges = np.append(edges, n)
-    place = np.searchsorted(edges, lane_edges)
-    new = edges[place] != lane_edges
-    edges = np.insert(edges, place[new], lane_edges[new])
-    return edges, np.searchsorted(edges, lane_edges).astype(np.int64)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Runs:
+    """The runs of some lanes: a run lies between two edges, and those of a lane follow one another."""
+
+    edges: I64  # in the rotated space; the last of a group is followed by the first of the next
+    first: I64  # (lanes,) each lane's first run, by the number of its first edge
+    n_runs: I64  # (lanes,)
+
+
+def _runs_of(shuffle: ShuffleParameters, lane_edges: I64, offset: int, groups: I64) -> _Runs:
+    """Cut some groups of the rotated space at lanes and block edges."""
+    lanes_each = shuffle.lanes // shuffle.groups
+    if len(groups) == shuffle.groups:
+        # One range of all groups needs no edge twice.
+        groups, lanes_each = np.zeros(1, np.int64), shuffle.lanes
+    edges, first, n_runs, n_edges = [], [], [], 0
+    for group in groups.tolist():
+        of_lanes = lane_edges[group * lanes_each : (group + 1) * lanes_each + 1]
+        own = _edges_within(shuffle, of_lanes, offset)
+        place = np.searchsorted(own, of_lanes)
+        edges.append(own)
+        first.append(place[:-1] + n_edges)
+        n_runs.append(np.diff(place))
+        n_edges += len(own)
+    return _Runs(edges=np.concatenate(edges), first=np.concatenate(first), n_runs=np.concatenate(n_runs))
+
+
+def _edges_within(shuffle: ShuffleParameters, of_lanes: I64, offset: int) -> I64:
+    """Find the edges of lanes that follow one another, and of blocks between them."""
+    rows, wrap, begin, end = shuffle.block_rows, shuffle.n_samples - offset, int(of_lanes[0]), int(of_lanes[-1])
+    # Blocks lie at multiples of their rows: before the wrap counted from the offset, behind it from there.
+    before = np.arange(begin + -(begin + offset) % rows, min(end, wrap), rows, dtype=np.int64)
+    behind = max(begin, wrap)
+    after = np.arange(behind + -(behind - wrap) % rows, end, rows, dtype=np.int64)
+    edges = np.concatenate([before, after])
+    place = np.searchsorted(edges, of_lanes)
+    new = np.ones(len(of_lanes), bool)
+    inside = place < len(edges)
+    new[inside] = edges[place[inside]] != of_lanes[inside]
+    return np.insert(edges, place[new], of_lanes[new])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -293,23 +334,23 @@ class _Visits:
     visit_key: I64
 
 
-def _visits(shuffle: ShuffleParameters, lane_edges: I64, offset: int, places: I64, runs_key: int) -> _Visits:
+def _visits(
+    shuffle: ShuffleParameters, runs: _Runs, offset: int, places: I64, random: npt.NDArray[np.uint64]
+) -> _Visits:
     """Send each lane around its runs, from the place where it starts, a few lanes at once."""
-    edges, run_of_lane = _run_edges(shuffle, lane_edges, offset)
-    lanes, stride = shuffle.lanes, shuffle.longest_lane + 1
+    lanes, stride = len(places), shuffle.longest_lane + 1
     lane_ranks = np.empty(lanes, np.int64)
-    most = len(edges) - 1 + lanes
+    most = len(runs.edges) - 1 + lanes
     run_first, run_length, visit_key = (np.empty(most, np.int64) for _ in range(3))
-    random = words(runs_key, np.arange(lanes))
     lanes_at_once = max(1, _WORDS_AT_ONCE // shuffle.most_runs)
     n_visits = 0
     for start in range(0, lanes, lanes_at_once):
         some = slice(start, min(start + lanes_at_once, lanes))
-        around = _around(edges, run_of_lane, random, places, some, shuffle.most_runs)
+        around = _around(runs, random, places, some, shuffle.most_runs)
         begins, end = n_visits, n_visits + len(around.run)
         lane_ranks[some] = around.rank
-        run_first[begins:end] = edges[around.run]
-        run_length[begins:end] = edges[around.run + 1]
+        run_first[begins:end] = runs.edges[around.run]
+        run_length[begins:end] = runs.edges[around.run + 1]
         run_length[begins:end] -= run_first[begins:end]
         visit_key[begins:end] = around.lane * stride + around.sweep
         n_visits = end
@@ -331,12 +372,10 @@ class _Around:
     sweep: I64
 
 
-def _around(
-    edges: I64, run_of_lane: I64, random: npt.NDArray[np.uint64], places: I64, some: slice, most_runs: int
-) -> _Around:
+def _around(runs: _Runs, random: npt.NDArray[np.uint64], places: I64, some: slice, most_runs: int) -> _Around:
     """Send a few lanes once around their runs."""
-    first, n_runs = run_of_lane[some], np.diff(run_of_lane[some.start : some.stop + 1])
-    place, length = places[some], edges[run_of_lane[some.start + 1 : some.stop + 1]] - edges[first]
+    edges, first, n_runs = runs.edges, runs.first[some], runs.n_runs[some]
+    place, length = places[some], edges[first + n_runs] - edges[first]
     turn = np.arange(most_runs)
     run = even_orders(random[some], n_runs, most_runs).astype(np.int64)
     # Entries behind a lane's own runs have no rows, and are dropped below.

@@ -7,9 +7,7 @@ every W. Of the stored order it takes a contiguous part of each batch, or of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from streamtrain.shuffle.order import EpochOrder, StoredPart, sequential_order
 
@@ -31,31 +29,6 @@ class Rank:
             return (n_samples - self.rank + self.world_size - 1) // self.world_size
         first, end = self.cut(n_samples)
         return end - first
-
-    def of_shuffled(self, order: EpochOrder) -> EpochOrder:
-        """Take this rank's groups of a shuffled order, whose number the world size divides."""
-        if self.world_size == 1:
-            return order
-        lanes_each = order.lanes // order.groups
-        groups = np.arange(self.rank, order.groups, self.world_size)
-        lanes = (groups[:, None] * lanes_each + np.arange(lanes_each)).ravel()
-        lane = order.visit_lanes()
-        mine = np.flatnonzero(lane // lanes_each % self.world_size == self.rank)
-        group, within = np.divmod(lane[mine], lanes_each)
-        sweep = order.visit_key[mine] - lane[mine] * order.stride
-        lengths = order.lane_lengths[lanes]
-        return replace(
-            order,
-            n_samples=int(lengths.sum()),
-            groups=len(groups),
-            first_group=self.rank,
-            group_step=self.world_size,
-            lane_lengths=lengths,
-            lane_ranks=order.lane_ranks[lanes],
-            run_first=order.run_first[mine],
-            run_length=order.run_length[mine],
-            visit_key=(group // self.world_size * lanes_each + within) * order.stride + sweep,
-        )
 
     def of_stored(self, n_samples: int, block_rows: int, batch_size: int) -> EpochOrder:
         """Take this rank's part of every batch of the stored order; the world size divides ``batch_size``."""

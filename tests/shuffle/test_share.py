@@ -37,7 +37,8 @@ def test_a_rank_has_every_nth_position_of_the_shuffled_order(shape, seed, epoch,
     order = shuffled_order(parameters, seed=seed, epoch=epoch)
     samples = samples_at(order, 0, order.n_samples)
     for rank in ranks(world_size):
-        share, expected = rank.of_shuffled(order), samples[rank.rank :: world_size]
+        own = {"first_group": rank.rank, "group_step": world_size}
+        share, expected = shuffled_order(parameters, seed=seed, epoch=epoch, **own), samples[rank.rank :: world_size]
         start = int(entered * (len(expected) - 1))
         assert share.n_samples == len(expected)
         assert samples_at(share, start, len(expected)).tolist() == expected[start:].tolist()
