@@ -45,7 +45,7 @@ from streamtrain.errors import Lines, ResourceError, StreamtrainError, UsageErro
 from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
 from streamtrain.loader.quarantine import telling_of_quarantine
-from streamtrain.models.factory import check_model_name, make_model, n_parameters
+from streamtrain.models.factory import check_model_name, is_code, make_model, n_parameters
 from streamtrain.models.model_data import describe_data
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.media.pillow import pillow_version
@@ -230,7 +230,7 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
             terms = {name: loader.projection.terms for name, loader in zip(names, loaders.all, strict=False)}
         seconds = wall_seconds(history, start=start, total=seconds_so_far())
         trained = _outcome(history, seconds, loaders, projected, out, trainer.optimizer.param_groups[0]["lr"])
-        trained = replace(trained, then=_next_commands(out, options.dest))
+        trained = replace(trained, then=_next_commands(out, options))
         try:
             if is_first() and not trained.trained_nothing:
                 write_memory(out, {**trained.memory, "terms": terms})
@@ -246,9 +246,10 @@ def _opened(of_run: ExitStack, out: Path, config: dict[str, object], *, resumes:
     return FollowedRun()
 
 
-def _next_commands(out: Path, dest: Path) -> tuple[str, ...]:
-    """Name the commands that use the run."""
-    run, data = str(out), data_to_measure(dest)
+def _next_commands(out: Path, options: TrainOptions) -> tuple[str, ...]:
+    """Name the commands that use the run; a model of the user's code runs only where it is named again."""
+    run, data = str(out), data_to_measure(options.dest)
+    data += ["--model", options.model] if is_code(options.model) else []
     commands = (["evaluate", run, *data], ["predict", run, *data, "--out", "predictions.csv"], ["report", run])
     return tuple(command_line(["streamtrain", *words]) for words in commands)
 

@@ -86,8 +86,7 @@ def a_report_of_a_run_that_did_not_begin(w: World) -> None:
     f"{_SAVED}_check_types: {AGAIN}",
     f"{_SAVED}read_run: {AGAIN}",
     f"{_FOLDER}read_config: {AGAIN}",
-    f"{_FOLDER}read_schema: {AGAIN}",
-    f"{_FOLDER}read_baseline: {AGAIN}",
+    f"{_FOLDER}_parsed: {AGAIN}",
     f"{_CHECKPOINT}_no_checkpoint: {AGAIN}",
 )
 def evaluations_of_damaged_runs(w: World) -> None:

@@ -278,6 +278,35 @@ def test_code_of_a_run_is_called_only_where_it_is_named(
     assert main([*evaluate, "--model", "nets.py:none"]) == 0
 
 
+def test_the_commands_that_come_next_name_the_code(
+    stored: Path, nets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(stored), "--inputs", "x", "--model", "nets.py:none", *SMALL]) == 0
+    told = capsys.readouterr().err
+    commands = [line.removeprefix("next").split()[1:] for line in told.splitlines() if " streamtrain " in line]
+    assert [words[0] for words in commands] == ["evaluate", "predict", "report"]
+    for words in commands:
+        assert main(words) == 0
+
+
+def test_code_that_changed_before_a_run_goes_on_is_told(
+    stored: Path, nets: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    def train(n_epochs: str, *more: str) -> list[str]:
+        recwarn.clear()
+        model = ["--inputs", "x", "--model", "nets.py:none", "--out", "run", *more]
+        assert main(["train", str(stored), *model, *SMALL, "--epochs", n_epochs]) == 0
+        return [str(each.message) for each in recwarn if each.category is st.StreamtrainWarning]
+
+    changed = "nets.py:none has changed since run was last trained"
+    assert changed not in train("1")
+    assert changed not in train("2", "--resume")
+    with Path("nets.py").open("a") as file:
+        file.write("# another\n")
+    assert changed in train("3", "--resume")
+    assert changed not in train("4", "--resume")
+
+
 @pytest.mark.parametrize(
     ("model", "values", "told"),
     [

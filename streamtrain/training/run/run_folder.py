@@ -23,10 +23,10 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from torch import Tensor
 
@@ -78,8 +78,9 @@ SCHEMA: Final = "schema.json"
 METRICS: Final = "metrics.jsonl"
 SCORES: Final = "scores.json"
 MEMORY: Final = "memory.json"
-_CALL: Final = ("command", "fit")
+_RENEWED: Final = ("command", "fit", "model_sha256")
 _LONGEST: Final = f"{CHECKPOINTS}/{LONGEST_NAME}"
+_T = TypeVar("_T")
 
 
 class RunFolder:
@@ -238,6 +239,9 @@ class RunFolder:
                 is_begun = is_there(self.path / CONFIG)
             begun = read_config(self.path) if is_begun else {}
             config = _resumed(begun, self._config) if begun else {**self._config, "versions": library_versions()}
+            if begun.get("model_sha256", digest := config.get("model_sha256")) != digest:
+                text = f"{config['model']} has changed since {self.path} was last trained"
+                warnings.warn(StreamtrainWarning(text), stacklevel=4)
             if config != begun:
                 self._files.write_bytes(self.path / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
             with translate_os_errors("open", self.path / METRICS):
@@ -265,9 +269,9 @@ class RunFolder:
 
 
 def _resumed(begun: Mapping[str, object], now: Mapping[str, object]) -> dict[str, Any]:
-    """Describe a run as it was begun, but for the call that repeats the whole of it."""
-    calls: dict[str, Any] = json.loads(json.dumps({name: now[name] for name in _CALL if name in now}))
-    return {name: value for name, value in begun.items() if name not in _CALL} | calls
+    """Describe a run as it was begun, but for the call that repeats the whole of it, and the code of its model."""
+    new: dict[str, Any] = json.loads(json.dumps({name: now[name] for name in _RENEWED if name in now}))
+    return {name: value for name, value in begun.items() if name not in _RENEWED} | new
 
 
 class NullRunFolder:
@@ -438,23 +442,17 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def read_schema(path: Path) -> Schema | None:
     """Read a run's ``schema.json``; None where a run of an earlier version has none."""
-    file = path / SCHEMA
-    try:
-        return parse_schema(json.loads(read_whole(file)))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise read_failure(error, file, CheckpointError, "train again") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError("is damaged", where=str(file), why=str(error), fix="train again") from error
+    return _parsed(path / SCHEMA, parse_schema)
 
 
 def read_baseline(path: Path) -> Baseline | None:
     """Read the baseline of a run; None where a run of an earlier version, or without one, has none."""
-    file = local_path(path) / SCORES
+    return _parsed(local_path(path) / SCORES, lambda o: parse_baseline(o.get("baseline") if isinstance(o, dict) else o))
+
+
+def _parsed(file: Path, parse: Callable[[Any], _T]) -> _T | None:
     try:
-        found = json.loads(read_whole(file))
-        return parse_baseline(found.get("baseline") if isinstance(found, dict) else found)
+        return parse(json.loads(read_whole(file)))
     except FileNotFoundError:
         return None
     except OSError as error:
