@@ -40,8 +40,8 @@ from streamtrain.system.units import format_bytes, parse_bytes
 ROOT: Final = Path(__file__).resolve().parents[2]
 WORK: Final = "from scripts.bench.rank_process import work; work()"
 ORDER: Final = "from scripts.bench.ranks import set_up; set_up()"
-WAYS: Final = ("read", "mlp", "cnn")
 EPOCHS: Final = {"read": 4, "mlp": 2, "cnn": 1}
+WAYS: Final = (*EPOCHS, "two read", "two train", "computed")
 SHAPE: Final = (1, 28, 28)
 BARS: Final = {"two read": 1.6, "two train": 0.9}
 BLOCK_BYTES: Final = 1 << 20
@@ -57,29 +57,26 @@ def main() -> None:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> Iterator[Result]:
     """Make the data, and measure each way."""
-    n_bytes = parse_bytes(arguments.size)
+    n_bytes, asked = parse_bytes(arguments.size), arguments.ways
     require_disk(folder, 3 * n_bytes)
-    data = {
-        "read": write_images(folder / "read", n_bytes, codec="lz4"),
-        "mlp": write_images(folder / "mlp", n_bytes, codec="lz4"),
-        "cnn": write_images(folder / "cnn", max(1, n_bytes // 20), codec="lz4"),
-    }
-    rate = 0.0
-    for way in WAYS:
+    images = write_images(folder / "images", n_bytes)
+    fewer = write_images(folder / "fewer", n_bytes // 20) if {"cnn", "two train"} & {*asked} else images
+    rate, cores = 0.0, sorted(os.sched_getaffinity(0))
+    for way in (way for way in EPOCHS if way in asked):
         for ranks in arguments.ranks:
-            result = together(way, data[way], ranks, arguments)
-            if way == "read" and ranks == 1:
-                rate = result["samples_s"] * data[way].layout.row_bytes
+            result = together(way, fewer if way == "cnn" else images, ranks, arguments)
+            rate = rate or result["samples_s"] / ranks * images.layout.row_bytes
             yield result
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) > 1:
-        yield two_read(data["read"], cores, arguments)
-        yield two_train(data["cnn"], cores, arguments)
-    yield from (at_scale(size, ranks, rate) for size, ranks in SCALES if rate)
+    if "two read" in asked and len(cores) > 1:
+        yield two_read(images, cores, arguments)
+    if "two train" in asked and len(cores) > 1:
+        yield two_train(fewer, cores, arguments)
+    if "computed" in asked and "read" in asked:
+        yield from (at_scale(size, ranks, rate) for size, ranks in SCALES)
 
 
-def write_images(folder: Path, n_bytes: int, *, codec: str) -> st.Dataset:
-    """Write gray images, bytes of which a codec saves a quarter, sorted by class."""
+def write_images(folder: Path, n_bytes: int) -> st.Dataset:
+    """Write gray images, bytes of which lz4 saves a quarter, sorted by class."""
     n_samples = max(1000, n_bytes // int(np.prod(SHAPE)))
     rng = np.random.default_rng(0)
 
@@ -89,7 +86,7 @@ def write_images(folder: Path, n_bytes: int, *, codec: str) -> st.Dataset:
             labels = (start + np.arange(n)) * 10 // n_samples
             yield {"x": rng.integers(0, 64, (n, *SHAPE), np.uint8), "y": labels}
 
-    return st.ingest(runs(), folder, codec=codec, memory="256MB", progress=False)
+    return st.ingest(runs(), folder, codec="lz4", memory="256MB", progress=False)
 
 
 def together(way: str, dataset: st.Dataset, ranks: int, arguments: argparse.Namespace) -> Result:
@@ -246,6 +243,9 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__, size="500MB", memory="64MB", batch_size=256, repeats=3, folder=None)
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4], help="numbers of ranks (default 1 2 4)")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=list(WAYS), help=f"of {', '.join(WAYS)}: by default all"
+    )
     return parser.parse_args()
 
 
