@@ -8,20 +8,31 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final
 
-from streamtrain.errors import Argument, Fix, UsageError
+from streamtrain.errors import Argument, CheckpointError, Fix, UsageError
 from streamtrain.loader.decode.image_dataset import decode_config
+from streamtrain.models.factory import is_code
 from streamtrain.store.schema.columns import schema_json
 from streamtrain.store.writing.staging import check_in_no_dataset
 from streamtrain.system.files import Files, is_folder, is_there, local_path
 from streamtrain.system.refusals import translate_os_errors
 from streamtrain.training.inference.saved_run import SavedRun, class_names, decode_of_run
 from streamtrain.training.run.checkpoint import MODEL, NORMALIZE
+from streamtrain.training.run.run_folder import read_config
 from streamtrain.training.run.serialization import check_tensors, write_tensors
 
 SUFFIX: Final = ".safetensors"
 _ANOTHER: Final = Fix("another ", Argument("out"))
-_PICKLES: Final = (".pt", ".pth", ".bin", ".pkl")
-_OF_ONNX: Final = (".mlmodel", ".mlpackage", ".tflite")
+_SAVE: Final = "torch.save({model}.module.state_dict(), {out})"
+_EXPORT: Final = "torch.export.export({model}, (x,)), where x is a batch of inputs"
+_ONNX: Final = "torch.onnx.export({model}, (x,), {out}), where x is a batch of inputs, and onnxscript is installed"
+_OTHER_FORMATS: Final = {
+    **dict.fromkeys((".pt", ".pth", ".bin", ".pkl"), ("It is a pickle, whose reading runs code", _SAVE)),
+    **dict.fromkeys((".ts", ".torchscript"), ("TorchScript is deprecated", _EXPORT)),
+    ".pt2": ("Its format is tied to torch's version, and may hold pickles", _EXPORT),
+    ".onnx": (None, _ONNX),
+    **dict.fromkeys((".mlmodel", ".mlpackage", ".tflite"), ("Its tools make it from ONNX", _ONNX)),
+}
+"""Suffix -> why it is not written, and what writes it."""
 
 
 def _decoded(config: Mapping[str, Any]) -> dict[str, object]:
@@ -30,25 +41,25 @@ def _decoded(config: Mapping[str, Any]) -> dict[str, object]:
     return {} if measured is None else {"decode": config["decode"], "decode_to_measure": decode_config(measured)}
 
 
+def _code_of(run: str | Path) -> str | None:
+    """Return the name of the code of a run's model; None for a model that is built in, and where nothing says."""
+    try:
+        name = str(read_config(local_path(run)).get("model", ""))
+    except CheckpointError:
+        return None
+    return name if is_code(name) else None
+
+
 def check_export(run: str | Path, out: str | Path, *, overwrite: bool) -> Path:
     """Refuse a file that is not exported to, with what works."""
     path = local_path(out)
-    suffix, load = path.suffix.lower(), f"streamtrain.load({str(run)!r})"
-    if suffix == ".pt2":
-        why = "Its format is tied to torch's version, and may hold pickles"
-        raise UsageError("no export to .pt2", where=str(out), why=why, fix=f"torch.export.export({load}, (x,)), by you")
-    if suffix in _PICKLES:
-        why = "It is a pickle, whose reading runs code"
-        fix = f"torch.save({load}.module.state_dict(), {str(out)!r}), by you"
-        raise UsageError(f"no export to {suffix}", where=str(out), why=why, fix=fix)
-    if suffix in (".ts", ".torchscript"):
-        why = "TorchScript is deprecated"
-        fix = f"torch.export.export({load}, (x,)), by you"
-        raise UsageError("no export to TorchScript", where=str(out), why=why, fix=fix)
-    if suffix == ".onnx" or suffix in _OF_ONNX:
-        why = "Not yet" if suffix == ".onnx" else "Its tools make it from ONNX"
-        fix = f"torch.onnx.export({load}, (x,), 'm.onnx'), by you, with onnxscript installed"
-        raise UsageError(f"no export to {suffix}", where=str(out), why=why, fix=fix)
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        why, code = _OTHER_FORMATS[suffix]
+        to = Path(out).with_suffix(".onnx") if code is _ONNX else out
+        given = repr(str(run)) if (name := _code_of(run)) is None else f"{str(run)!r}, model={name!r}"
+        fix = f"import streamtrain, torch; {code.format(model=f'streamtrain.load({given})', out=repr(str(to)))}"
+        raise UsageError(f"export writes no {suffix} files", where=str(out), why=why, fix=fix)
     if suffix != SUFFIX:
         fix = Fix(Argument("out", f"{path.stem or 'model'}{SUFFIX}"))
         raise UsageError(f"out is {str(out)!r}, whose suffix names no kind of file", fix=fix)
