@@ -170,4 +170,4 @@ def test_numbers_of_things() -> None:
 
 def test_fewer_blocks_are_not_what_one_batch_lacks() -> None:
     st.ingest({"x": X, "y": Y}, "d.zarr")
-    assert "fewer than a batch has samples" not in accepted("plan d.zarr") + accepted(TRAIN)
+    assert "come from the same block" not in accepted("plan d.zarr") + accepted(TRAIN)

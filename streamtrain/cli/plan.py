@@ -10,7 +10,7 @@ import click
 
 from streamtrain.cli.commands.sections import command, option
 from streamtrain.cli.commands.values import DATASET, SIZE
-from streamtrain.cli.output import emit, json_option
+from streamtrain.cli.output import as_command_line, emit, json_option
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.errors import Lines
 from streamtrain.system.units import counted, format_bytes, megabytes, parse_bytes
@@ -225,6 +225,7 @@ def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
     stored = f"stored in {format_bytes(dataset.stored_bytes)} ({layout.codec})"
     rows = f"{counted(len(dataset), 'sample')} in {counted(layout.n_blocks, 'block')} of {layout.block_rows:,}"
     share = min(sizes.lanes / layout.n_blocks, 1)
+    few = few_lanes(layout, sizes, plan.projection.budget_bytes, n_measuring=int(of_validation > 0))
     facts = [
         ("dataset", f"{dataset.path}: {rows}, {format_bytes(dataset.nbytes)}, {stored}"),
         ("memory", _memory_text(plan, of_validation)),
@@ -236,7 +237,7 @@ def _text(dataset: Dataset, plan: Plan, of_validation: int) -> str:
         ),
         ("reads", f"about {_reads_text(plan.first)} in the first epoch"),
         ("", f"{_later_text(plan.later)} in a later one"),
-        ("lanes", few_lanes(layout, sizes, plan.projection.budget_bytes, n_measuring=int(of_validation > 0))),
+        ("lanes", few and as_command_line(few)),
         (
             "steps",
             f"{steps['batch']:,} in an epoch of batches of {sizes.batch_size:,}; {steps['sample']:,} with "

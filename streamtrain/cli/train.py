@@ -21,6 +21,7 @@ from streamtrain.cli.compatibility import (
 )
 from streamtrain.cli.options import TrainOptions, set_threads
 from streamtrain.cli.output import (
+    as_command_line,
     command_line,
     emit,
     error_text,
@@ -215,7 +216,7 @@ def _train(begun: _Begun, say: Callable[[str], None]) -> TrainOutcome:
             if expected := training.projection.expected:
                 few = few_lanes(dataset.layout, training.sizes, training.memory_bytes, n_measuring=len(loaders.all) - 1)
                 first, *more = str(expected).split("; ")
-                shown = [*(more if is_verbose() else []), *([few] if few else [])]
+                shown = [*(more if is_verbose() else []), *([as_command_line(few)] if few else [])]
                 say(Lines.of([f"order   {first}", *(f"        {line}" for line in shown)]))
             if is_verbose():
                 say(Lines.of(f"loader  {loader.projection}" for loader in loaders.all))

@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import BudgetError, UsageError
+from streamtrain.errors import Argument, BudgetError, Fix, UsageError
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, shuffle_of, solve
 from streamtrain.loader.budget_shares import whole_budget_bytes
 from streamtrain.loader.deal import Deal
@@ -125,6 +125,7 @@ _FIRST_TRIED: Final = 1 << 20  # independent of the plan's own memory, as is the
 _LEAST_BATCHES: Final = 64
 _MOST_EPOCHS: Final = 16
 _NEXT_TRIED: Final = 1.25  # after a memory that is enough in the middle of an epoch alone
+_KILOBYTES: Final = 10_000  # from here on a size of blocks is named in kilobytes
 _TRIED_STEP: Final = 1.03  # two memories closer than this count as equal
 
 
@@ -291,18 +292,18 @@ def _reads(dataset: Dataset, ratio: float, *, of: int = 1) -> ReadCounts:
     return ReadCounts(n_blocks=round(ratio * n_stored), n_stored=n_stored, stored_bytes=stored_bytes)
 
 
-def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int, *, n_measuring: int = 0) -> str:
-    """Explain the cost of fewer lanes than a batch has samples, and the remedy; empty where they are enough.
+def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int, *, n_measuring: int = 0) -> Fix | None:
+    """Explain the cost of fewer lanes than a batch has samples, and the remedy; None where they are enough.
 
     ``memory`` is the training loader's, beside those that measure; what is named is the budget of all.
     """
     wanted = min(sizes.batch_size, layout.n_samples)
     # Of a batch that is the whole dataset, all samples come whatever the lanes.
     if sizes.lanes >= wanted or sizes.batch_size >= layout.n_samples:
-        return ""
+        return None
     # Blocks come in random order, so a sample that is a block of its own is drawn alone, however few lanes there are.
     if layout.block_rows == 1:
-        return ""
+        return None
 
     def is_mended(layout: Layout, memory: int) -> bool:
         try:
@@ -318,12 +319,14 @@ def few_lanes(layout: Layout, sizes: LoaderSizes, memory: int, *, n_measuring: i
     rows = layout.block_rows
     while rows and not is_mended(replace(layout, block_rows=rows), memory):
         rows //= 2
-    blocks = f", or blocks of {format_bytes(rows * layout.row_bytes)}" if rows else ""
-    are = "is" if sizes.lanes == 1 else "are"
+    block = rows * layout.row_bytes
+    smaller = Argument("block", f"{block // 1000}KB" if block >= _KILOBYTES else f"{block}B")
     of_one = min(wanted / sizes.lanes, layout.block_rows)
-    return (
-        f"{sizes.lanes:,} {are} fewer than a batch has samples, about {of_one:.3g} of which come from one "
-        f"block; with memory of {format_bytes(budget)}{blocks} each would come from a block of its own"
+    return Fix(
+        f"{counted(sizes.lanes, 'lane')} for batches of {wanted:,}: about {of_one:.3g} samples of a batch come from "
+        "the same block; only one does with ",
+        Argument("memory", n_bytes=budget),
+        *((", or with ", smaller, " at the ingest") if rows else ()),
     )
 
 

@@ -59,9 +59,8 @@ def test_text(sorted_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(lines) == ["dataset", "memory", "shuffle", "reads", "lanes", "steps", "labels", "quality", "random"]
     assert lines["memory"].endswith("of 8.0 MB")
     assert lines["shuffle"].startswith("10 lanes in 2 groups, 2.00% of the blocks")
-    assert lines["lanes"].startswith(
-        "10 are fewer than a batch has samples, about 6.4 of which come from one block; with"
-    )
+    told = "10 lanes for batches of 64: about 6.4 samples of a batch come from the same block; only one does with --memory "
+    assert lines["lanes"].startswith(told)
     assert "500 blocks (1.000 of those stored" in lines["reads"]
     assert lines["steps"].startswith("313 in an epoch")
     assert lines["labels"].startswith("10 classes, correlation inside blocks ")

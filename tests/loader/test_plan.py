@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
@@ -99,16 +98,17 @@ def test_what_fewer_lanes_than_samples_of_a_batch_cost_and_what_mends_it(tmp_pat
     found = plan(dataset, batch_size=64, memory="6MB")
     assert found.sizes.lanes < 64
     said = few_lanes(dataset.layout, found.sizes, 6_000_000)
-    assert said.startswith(
-        f"{found.sizes.lanes} are fewer than a batch has samples, about {64 / found.sizes.lanes:.3g}"
-    )
-    budget, size = re.findall(r"([\d.]+ [KM]?B)", said)
-    assert plan(dataset, batch_size=64, memory=budget.replace(" ", "")).sizes.lanes >= 64
-    smaller = st.ingest(rows, tmp_path / "s.zarr", block=size.replace(" ", ""), codec="none")
+    assert said is not None
+    assert said.startswith(f"{found.sizes.lanes} lanes for batches of 64: about {64 / found.sizes.lanes:.3g} samples")
+    memory, block = said.argument("memory"), said.argument("block")
+    assert memory is not None
+    assert block is not None
+    assert plan(dataset, batch_size=64, memory=memory.n_bytes).sizes.lanes >= 64
+    smaller = st.ingest(rows, tmp_path / "s.zarr", block=block.value, codec="none")
     assert plan(smaller, batch_size=64, memory="6MB").sizes.lanes >= 64
-    assert few_lanes(dataset.layout, plan(dataset, batch_size=64, memory="64MB").sizes, 64_000_000) == ""
+    assert few_lanes(dataset.layout, plan(dataset, batch_size=64, memory="64MB").sizes, 64_000_000) is None
     one = plan(dataset, batch_size=64, memory="6MB", lanes=1)
-    assert "1 is fewer than a batch has samples, about 40 of" in few_lanes(dataset.layout, one.sizes, 6_000_000)
+    assert str(few_lanes(dataset.layout, one.sizes, 6_000_000)).startswith("1 lane for batches of 64: about 40 samples")
 
 
 def test_samples_that_are_blocks_of_their_own_are_drawn_alone_from_any_lanes(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_samples_that_are_blocks_of_their_own_are_drawn_alone_from_any_lanes(tmp
     assert dataset.layout.block_rows == 1
     assert found.quality is not None
     assert found.quality.variance < 1.3, "as in a full reshuffle"
-    assert few_lanes(dataset.layout, found.sizes, 6_000_000) == ""
+    assert few_lanes(dataset.layout, found.sizes, 6_000_000) is None
 
 
 def test_shuffled_data_is_as_good_as_random_at_once(tmp_path: Path) -> None:
