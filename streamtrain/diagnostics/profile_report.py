@@ -19,7 +19,7 @@ from streamtrain.diagnostics.profile_charts import (
 )
 from streamtrain.diagnostics.profile_timeline import BudgetSpan, Timeline
 from streamtrain.system.files import Files
-from streamtrain.system.units import format_bytes, format_duration, format_rate, format_share
+from streamtrain.system.units import counted, format_bytes, format_duration, format_rate, format_share
 
 PROFILE_PNG: Final = "timeline.png"
 PROFILE_HTML: Final = "timeline.html"
@@ -112,8 +112,8 @@ def _peak(timeline: Timeline) -> str:
     kinds = {kind: max(values, default=0) for kind, values in timeline.held.items()}
     parts = ", ".join(f"{kind} {format_bytes(n_bytes)}" for kind, n_bytes in kinds.items() if n_bytes)
     files = f"{format_bytes(max(timeline.file, default=0))} mapped from files"
-    n_read = len(timeline.watched.samples)
-    text = f"{format_bytes(timeline.peak_bytes)} held ({parts}), {files}, read {n_read:,} time{'s' * (n_read != 1)}"
+    looked = counted(len(timeline.watched.samples), "time")
+    text = f"{format_bytes(timeline.peak_bytes)} held ({parts}), {files}, measured {looked}"
     group = timeline.watched.group_peak_bytes
     return text if group is None else f"{text}; the whole cgroup {format_bytes(group)}, its page cache included"
 
@@ -133,7 +133,9 @@ def _epochs(timeline: Timeline) -> list[str]:
         return []
     rate = format_rate(sum(epoch.n_samples for epoch in ended), seconds, "samples")
     wait = sum(epoch.wait_seconds for epoch in ended) / seconds
-    found = [f"epochs  {len(ended)} in {format_duration(seconds)}: {rate}, {format_share(wait)} waiting for data"]
+    # Those of validation data are epochs of their loaders too, but not of the training.
+    passes = f"{counted(len(ended), 'pass', 'passes')} by {counted(len(timeline.loaders), 'loader')}"
+    found = [f"data    {passes} in {format_duration(seconds)}: {rate}, {format_share(wait)} waiting for data"]
     if total := timeline.work.total:
         shares = ", ".join(
             f"{kind} {format_share(part / total)}" for kind, part in timeline.work.named().items() if part

@@ -59,7 +59,7 @@ def test_text(sorted_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(lines) == ["dataset", "memory", "shuffle", "reads", "lanes", "steps", "labels", "quality", "random"]
     assert lines["memory"].endswith("of 8.0 MB")
     assert lines["shuffle"].startswith("10 lanes in 2 groups, 2.00% of the blocks")
-    told = "10 lanes for batches of 64: about 6.4 samples of a batch come from the same block; only one does with --memory "
+    told = "10 lanes for batches of 64: about 6.4 samples of a batch come from the same block; only one does with --m"
     assert lines["lanes"].startswith(told)
     assert "500 blocks (1.000 of those stored" in lines["reads"]
     assert lines["steps"].startswith("313 in an epoch")
