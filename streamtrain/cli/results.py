@@ -23,6 +23,8 @@ _N_WORST: Final = 5
 _WITH_BASELINE: Final = ("accuracy", "f1", "balanced_accuracy", "rmse", "mae")
 _HIGHER_IS_BETTER: Final = frozenset({"accuracy", "f1"})
 _FEW_STEPS: Final = 100
+_MOSTLY: Final = 0.8
+"""The share of its most frequent class from which on the others count as rare."""
 
 
 def result_lines(metrics: Metrics, on: str, *, every_row: bool = False, with_loss: bool = True) -> Lines:
@@ -111,21 +113,25 @@ def no_better(history: History, settings: Mapping[str, object]) -> str | None:
     value = metrics.scores[name]
     if value > of_baseline if name in _HIGHER_IS_BETTER else value < of_baseline:
         return None
-    reasons = list(_reasons(history, metrics, settings))
-    return f"no better than always answering {metrics.baseline.told if metrics.baseline else ''}: {', '.join(reasons)}"
+    is_alike = metrics.table is not None and metrics.table.is_alike
+    alike = ", and every prediction is the same" if is_alike else ""
+    tries = " or ".join(_tries(history, settings, rare=name == "accuracy" and of_baseline >= _MOSTLY))
+    return f"no better than always answering {metrics.baseline.told if metrics.baseline else ''}{alike}; try {tries}"
 
 
-def _reasons(history: History, metrics: Metrics, settings: Mapping[str, object]) -> Iterator[str]:
-    off = [name for name in ("--normalize", "--normalize-target") if settings.get(name) == "none"]
-    if off:
-        yield f"{' and '.join(off)} is none"
-    if metrics.table is not None and metrics.table.is_alike:
-        yield "every prediction is alike"
-    is_few = history.counts.n_steps < _FEW_STEPS
-    if is_few:
-        n = history.counts.n_steps
-        yield f"{counted(n, 'step')} {'is' if n == 1 else 'are'} few: more --epochs, or a smaller --batch-size"
-    if not is_few or history.epochs[-1].train.loss >= history.epochs[0].train.loss:
+def _tries(history: History, settings: Mapping[str, object], *, rare: bool) -> Iterator[str]:
+    """Name what may make a training better; ``rare`` is whether one class is nearly all of the data."""
+    first, last = history.epochs[0].train.loss, history.epochs[-1].train.loss
+    if not last <= first:
+        yield f"a lower --lr than {settings['--lr']:g}, since the loss rises"
+        return
+    yield from (f"{name} auto" for name in ("--normalize", "--normalize-target") if settings.get(name) == "none")
+    if rare:
+        yield "--class-weight balanced, where the rare classes matter"
+    n = history.counts.n_steps
+    if n < _FEW_STEPS:
+        yield f"more --epochs or a smaller --batch-size, for more than {counted(n, 'step')}"
+    else:
         yield f"another --lr than {settings['--lr']:g}"
 
 

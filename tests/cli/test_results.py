@@ -127,10 +127,27 @@ def test_a_run_that_is_no_better_than_its_baseline_gets_a_hint(capsys: pytest.Ca
     table("q", lambda x, y, _: int(1000 * x - 300 * y + 7))
     _, err = train(capsys, "q", "--val", "q", "--epochs", "1", "--lr", "1e-9", "--normalize-target", "none")
     (hint,) = [line for line in err.splitlines() if line.startswith("hint:")]
-    for part in ("--normalize-target is none", "every prediction is alike", "8 steps are few", "--lr than 1e-09"):
+    for part in ("every prediction is the same; try --normalize-target auto or more --epochs", "than 8 steps"):
         assert part in hint
     _, err = train(capsys, "q", "--val", "q", "--epochs", "9", "--optimizer", "sgd")
     assert "hint:" not in err
+
+
+def test_rare_classes_get_a_hint_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    table("r", lambda x, y, i: "no" if i % 12 else "yes")
+    _, err = train(capsys, "r", "--val", "r", "--epochs", "3", "--out", "plain")
+    assert "try --class-weight balanced, where the rare classes matter or" in err
+    _, err = train(capsys, "r", "--val", "r", "--epochs", "3", "--class-weight", "balanced", "--out", "weighted")
+    assert "hint:" not in err
+    # That a rare class is predicted more often is what weights are for.
+    assert main(["predict", "weighted", "r", *FAST, "--out", "p.csv"]) == 0
+    assert "hint:" not in capsys.readouterr().err
+
+
+def test_a_loss_that_rises_gets_a_lower_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    table("q", lambda x, y, _: int(1000 * x - 300 * y + 7))
+    _, err = train(capsys, "q", "--val", "q", "--epochs", "4", "--optimizer", "sgd", "--lr", "2")
+    assert "try a lower --lr than 2, since the loss rises" in err
 
 
 @pytest.mark.parametrize("rule", ["batch", "sample", "epoch"])

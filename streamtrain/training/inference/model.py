@@ -131,6 +131,7 @@ class TrainedModel(Predicts, nn.Module):
             form=self._form,
             device=next((each.device for each in self.parameters()), self._device),
             labels=self.config.get("labels", {}),
+            is_weighted=bool(self.config.get("class_weight")),
             decode=decode_of_run(self.config),
         )
 

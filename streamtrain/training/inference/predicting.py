@@ -56,6 +56,7 @@ class Predictor:
     device: torch.device
     in_units: Callable[[Tensor], Tensor] | None = None  # to the data's own, where the model's outputs are in others
     labels: Mapping[str, Any] = field(default_factory=dict)
+    is_weighted: bool = False
     name: str = "the model"
     autocast: torch.dtype | None = None
     decode: Decode | None = None  # how its images become pixels
@@ -422,7 +423,7 @@ def consume(
     terms: Mapping[str, int],
 ) -> Written:
     """Hand over every part, and count."""
-    summary = PredictionSummary(form=predictor.form, labels=predictor.labels)
+    summary = PredictionSummary(form=predictor.form, labels=predictor.labels, is_weighted=predictor.is_weighted)
     doubts = Doubts()
     for part in parts:
         if options.probabilities:

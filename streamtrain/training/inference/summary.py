@@ -37,6 +37,7 @@ class PredictionSummary:
 
     form: PredictionForm
     labels: Mapping[str, Any] = field(default_factory=dict)
+    is_weighted: bool = False  # whether the classes had weights in the loss, and so others' shares in the predictions
     n_rows: int = 0
     _counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     _mean: npt.NDArray[np.float64] | None = None
@@ -112,7 +113,7 @@ class PredictionSummary:
         if self.n_rows < _ENOUGH_ROWS:
             return None
         shares = self._shares()
-        if shares is not None:
+        if shares is not None and not self.is_weighted:
             apart = self._counts / self.n_rows - shares
             n = int(np.abs(apart).argmax())
             if abs(apart[n]) > _CLEAR_SHARE:
