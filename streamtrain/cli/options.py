@@ -224,7 +224,10 @@ class TrainOptions:
         None, "End after the epoch whose loss, on --val if given, is at most this.", "More on stopping", type=float
     )
     monitor: str | None = _option(
-        None, "Metric that decides the best epoch; by default val_loss.", "Stopping and best", metavar="NAME"
+        None,
+        "Metric that decides the best epoch: val_loss, val_f1, ...",
+        "Stopping and best",
+        metavar="NAME",
     )
     monitor_mode: str | None = _option(
         None,

@@ -413,9 +413,12 @@ def names_in(path: Path) -> list[str]:
     return sorted(with_room(lambda: SYSTEM.names(path)))
 
 
+_OF_WINDOWS: Final = {"thumbs.db", "desktop.ini"}
+
+
 def shown_names_in(path: Path) -> list[str]:
-    """List the names in a directory, sorted, but those that start with a dot or underscore, as other tools do."""
-    return [name for name in names_in(path) if not name.startswith((".", "_"))]
+    """List the names in a directory, sorted, but those that start with a dot or underscore, and what Windows leaves."""
+    return [name for name in names_in(path) if not name.startswith((".", "_")) and name.lower() not in _OF_WINDOWS]
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:

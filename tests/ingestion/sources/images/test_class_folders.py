@@ -40,6 +40,7 @@ def test_a_folder_without_classes_has_no_labels(tmp_path: Path) -> None:
 def test_content_counts_and_hidden_files_do_not(folder: Path) -> None:
     (folder / "cat" / "a.jpg").write_bytes(encoded(PIXELS, "PNG"))
     (folder / "cat" / ".DS_Store").write_bytes(b"x")
+    (folder / "cat" / "Thumbs.db").write_bytes(b"x")
     (folder / "_notes").mkdir()
     dataset = _ingest(folder)
     assert len(dataset) == 9
