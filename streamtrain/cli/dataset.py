@@ -248,14 +248,14 @@ def _labels(dataset: Dataset) -> str:
     histogram = dataset.label_histogram
     if histogram is None:
         return ""
-    rho = "" if dataset.rho is None else f" (correlation inside blocks {dataset.rho:.3f})"
+    rho = "" if dataset.rho is None else f" (correlation inside blocks {dataset.rho:.3f}; 1: each block has one label)"
     if dataset.task == "regression":
         return f"{counted(len(histogram.values), 'value')}{rho}"
     names = dict(enumerate(dataset.manifest.classes or ()))
     pairs = list(zip(histogram.values.tolist(), histogram.counts.tolist(), strict=True))
-    shown = [f"{names.get(value, value)} {count:,}" for value, count in pairs[:_CLASSES_SHOWN]]
+    shown = [f"{names.get(value, value)}: {count:,}" for value, count in pairs[:_CLASSES_SHOWN]]
     more = [f"and {len(pairs) - _CLASSES_SHOWN:,} more"] if len(pairs) > _CLASSES_SHOWN else []
-    return ", ".join(shown + more) + rho
+    return "; ".join(shown + more) + rho
 
 
 def _table(dataset: Dataset) -> list[str]:

@@ -42,7 +42,7 @@ class BuiltModel:
         """What the heading of a run ends with, of a model that code made."""
         if self.is_ready:
             return ", ready made: its weights do not follow from the seed"
-        return "" if self.called_with is None else f", called with {self.called_with or 'nothing'}"
+        return f", called with {self.called_with}" if self.called_with else ""
 
 
 def build_model(model: str, *, input_shape: Shape, n_outputs: int, seed: int = 0) -> nn.Module:

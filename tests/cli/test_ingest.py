@@ -49,7 +49,7 @@ def test_text(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "classes: 0 = ant, 1 = cat" in out
     assert main(["info", str(raw / "d.zarr")]) == 0
     out = capsys.readouterr().out
-    assert "labels   ant 1, cat 2" in out
+    assert "labels   ant: 1; cat: 2" in out
     assert "field  dtype" in out
 
 

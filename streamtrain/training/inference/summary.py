@@ -138,7 +138,7 @@ class PredictionSummary:
 
     def _share(self, n: int, shares: npt.NDArray[np.float64] | None) -> str:
         before = "" if shares is None else f" ({shares[n]:.3f} in training)"
-        return f"{self.form.class_name(n)} {self._counts[n] / self.n_rows:.3f}{before}"
+        return f"{self.form.class_name(n)}: {self._counts[n] / self.n_rows:.3f}{before}"
 
     def _target(self, n: int) -> str:
         return self.form.targets[n] if n < len(self.form.targets) else self.form.label
