@@ -355,7 +355,7 @@ class History(Sequence[EpochSummary]):
         return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
     def to_frame(self) -> Any:
-        """Return the same columns as a pandas data frame, one row per epoch.
+        """Return a pandas data frame, one row per epoch: the columns of `to_dict`, without the seconds of each part.
 
         Raises
         ------
@@ -367,7 +367,8 @@ class History(Sequence[EpochSummary]):
         except ImportError:
             what = "pandas is not installed, and a data frame is of pandas"
             raise UsageError(what, fix=Fix("pip install pandas, or history.to_dict()")) from None
-        return pd.DataFrame(self.to_dict())
+        # So many that pandas would show them in place of the losses.
+        return pd.DataFrame({name: column for name, column in self.to_dict().items() if not name.endswith("_seconds")})
 
     @property
     def _monitor(self) -> Monitor | None:
