@@ -37,7 +37,7 @@ from streamtrain.cli.output import (
 from streamtrain.cli.preparation.dry_run import dry_run
 from streamtrain.cli.preparation.images import seen_as
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
-from streamtrain.cli.preparation.run_facts import data_to_measure
+from streamtrain.cli.preparation.run_facts import data_to_measure, model_to_name
 from streamtrain.cli.preparation.threads import CoreWatch
 from streamtrain.cli.ranks import device_of_rank, is_first, launch, of_first, process_group
 from streamtrain.cli.results import TrainOutcome, no_better, wall_seconds
@@ -46,7 +46,7 @@ from streamtrain.errors import Lines, ResourceError, StreamtrainError, UsageErro
 from streamtrain.loader import shared_budget
 from streamtrain.loader.plan import few_lanes
 from streamtrain.loader.quarantine import telling_of_quarantine
-from streamtrain.models.factory import check_model_name, is_code, make_model, n_parameters
+from streamtrain.models.factory import check_model_name, make_model, n_parameters
 from streamtrain.models.model_data import describe_data
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.media.pillow import pillow_version
@@ -249,8 +249,7 @@ def _opened(of_run: ExitStack, out: Path, config: dict[str, object], *, resumes:
 
 def _next_commands(out: Path, options: TrainOptions) -> tuple[str, ...]:
     """Name the commands that use the run; a model of the user's code runs only where it is named again."""
-    run, data = str(out), data_to_measure(options.dest)
-    data += ["--model", options.model] if is_code(options.model) else []
+    run, data = str(out), [*data_to_measure(options.dest), *model_to_name(options.model)]
     commands = (["evaluate", run, *data], ["predict", run, *data, "--out", "predictions.csv"], ["report", run])
     return tuple(command_line(["streamtrain", *words]) for words in commands)
 

@@ -15,6 +15,7 @@ from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.files import read_whole
 from streamtrain.system.refusals import read_failure
 from streamtrain.training.records.kept_scores import BEST
+from streamtrain.training.run.checkpoint import find_checkpoint
 from streamtrain.training.run.run_folder import CONFIG, MEMORY, METRICS, SCORES, read_config
 
 _KINDS: Final = ("batch", "epoch", "measured")
@@ -110,7 +111,11 @@ def _parse_lines(file: Path, data: bytes) -> list[tuple[str, MetricsLine]]:
     if not lines:
         if is_folder_locked(file.parent):
             raise _no_line_yet(file)
-        raise CheckpointError("is empty", where=str(file), why="The run ended before its first line", fix=AGAIN)
+        newest, _ = find_checkpoint(file.parent)
+        # One that was made before the first line is a run's that was killed inside its first epoch.
+        if newest is None or newest.state.get("metrics_bytes"):
+            why = "The run ended before its first line" if newest is None else "It had lines"
+            raise CheckpointError("the file is empty", where=str(file), why=why, fix=AGAIN)
     return [_parse(line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -112,12 +113,67 @@ def test_info_of_a_run(stored: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["best"].startswith("epoch 2 of 2: val_loss ")
     assert lines["last"].startswith("2 epochs: loss ")
     assert lines["saved"] == "00000012, 00000024"
-    assert lines["resume"].startswith("the command that trained it, with --out r --resume")
+    assert lines["resume"].startswith("streamtrain train d --batch-size 8 ")
+    assert lines["resume"].endswith(" --out r --resume; --epochs is the total")
+    assert lines["next"] == "streamtrain evaluate r d"
     assert main(["info", "r", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["best"]["epoch"], found["epochs"], found["damaged"]) == (2, 2, [])
     Path("r/config.json").write_text("{")
     assert main(["info", "r"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("command", "resume"),
+    [
+        ("streamtrain train d --model 'my net.py:N'", "streamtrain train d --model 'my net.py:N' --out c/r --resume;"),
+        ("streamtrain compare d --model linear", "streamtrain compare d --model linear --out c --resume"),
+        ("streamtrain train d; rm -rf /", "streamtrain train 'd;' rm -rf / --out c/r --resume;"),
+        ("rm -rf /", "the script that trained it"),
+        ("streamtrain train 'd", "the script that trained it"),
+    ],
+)
+def test_info_shows_the_command_that_goes_on(
+    command: str, resume: str, stored: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", stored, *SMALL, "--model", "linear", "--epochs", "1", "--out", "c/r"]) == 0
+    change(Path("c/r"), command=command)
+    capsys.readouterr()
+    assert main(["info", "c/r"]) == 0
+    assert f"resume   {resume}" in capsys.readouterr().out
+
+
+def test_info_of_a_run_whose_data_has_gone_and_whose_model_is_code(
+    stored: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", stored, *SMALL, "--model", "linear", "--epochs", "1", "--out", "r"]) == 0
+    change(Path("r"), dataset="elsewhere/d", model="net.py:Net")
+    capsys.readouterr()
+    assert main(["info", "r"]) == 0
+    out = capsys.readouterr().out
+    assert "data     elsewhere/d: 90 samples, which are not there now" in out
+    assert "next     streamtrain evaluate r DATASET --model net.py:Net" in out
+
+
+def test_a_run_that_was_killed_inside_its_first_epoch_is_shown(stored: str, capsys: pytest.CaptureFixture[str]) -> None:
+    every = ["--epochs", "1", "--checkpoint-every", "3", "--out", "r"]
+    assert main(["train", stored, *SMALL, "--model", "linear", *every]) == 0
+    # As a kill leaves it: a checkpoint, and no line of metrics.
+    for folder in Path("r/checkpoints").iterdir():
+        if folder.name != "00000009":
+            shutil.rmtree(folder)
+    Path("r/metrics.jsonl").write_text("")
+    capsys.readouterr()
+    assert main(["info", "r"]) == 0
+    assert "run      r: not running, 0 epochs; saved at batch 9, inside epoch 1" in capsys.readouterr().out
+    assert main(["report", "r"]) == 0
+    shutil.rmtree("r/checkpoints")
+    assert main(["info", "r"]) == 6
+
+
+def change(run: Path, **values: object) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | values))
 
 
 @pytest.mark.parametrize("command", [["train", "--model", "linear"], ["info"], ["plan"], ["compare"]])

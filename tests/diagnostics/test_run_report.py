@@ -190,7 +190,7 @@ def test_a_run_that_was_stopped_early_has_a_report(run: Path) -> None:
     ("damage", "message"),
     [
         (None, "metrics.jsonl: is missing"),
-        (b"", "metrics.jsonl: is empty"),
+        (b"", "metrics.jsonl: the file is empty"),
         (b'{"kind": "epoch"', "metrics.jsonl:1: is damaged"),
         (b'{"kind": "epoch", "loss": "<b>"}\n', "metrics.jsonl:1: is damaged: loss is '<b>'"),
         (b"[1]\n", "metrics.jsonl:1: is damaged: no line of metrics"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from streamtrain.cli.output import command_line
 from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.errors import Lines
+from streamtrain.models.factory import is_code
 from streamtrain.store.split_root import TEST, TRAIN, VAL, chosen_split, is_split_root
 from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.arguments import is_int
 from streamtrain.system.files import local_path, names_in
 from streamtrain.system.units import counted, format_figures
+from streamtrain.training.best.chosen_checkpoint import is_inside, place_of
 from streamtrain.training.best.monitor import BestEpoch, best_of
 from streamtrain.training.run.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint
 
@@ -39,12 +43,18 @@ def run_text(path: Path) -> Lines:
     """Write the facts of a run, a line each."""
     run, (newest, skipped) = read_run(path), find_checkpoint(path)
     config, best = run.config, _best(newest)
-    data = data_to_measure(config.get("dataset") or "DEST")
+    dataset, model = config.get("dataset"), str(config.get("model"))
+    is_gone = bool(dataset) and not local_path(str(dataset)).exists()
+    words = [*(["DATASET"] if is_gone or not dataset else data_to_measure(dataset)), *model_to_name(model)]
     facts = [
-        ("run", f"{path}: {_state(path)}, {_plural(run.n_epochs, 'epoch')}"),
+        ("run", f"{path}: {_state(path)}, {_plural(run.n_epochs, 'epoch')}{_place(newest)}"),
         ("task", _task(config)),
-        ("model", f"{config.get('model')}, {_number(config.get('n_parameters'))} weights, {config.get('loss')}"),
-        ("data", f"{config.get('dataset') or 'of a loader'}: {_number(config.get('n_samples'))} samples"),
+        ("model", f"{model}, {_number(config.get('n_parameters'))} weights, {config.get('loss')}"),
+        (
+            "data",
+            f"{dataset or 'of a loader'}: {_number(config.get('n_samples'))} samples"
+            f"{', which are not there now' if is_gone else ''}",
+        ),
         ("update", f"{config.get('update')}, {_optimizer(config)}, batches of {config.get('batch_size')}"),
         (
             "best",
@@ -54,12 +64,8 @@ def run_text(path: Path) -> Lines:
         ("saved", ", ".join(_checkpoints(path)) or "no checkpoint yet"),
         ("left out", _left_out(run)),
         *(("damaged", each) for each in skipped),
-        (
-            "resume",
-            f"the command that trained it, with {command_line(['--out', str(path), '--resume'])}; --epochs is "
-            "the total",
-        ),
-        ("next", command_line(["streamtrain", "evaluate", str(path), *data])),
+        ("resume", _resume(path, config)),
+        ("next", command_line(["streamtrain", "evaluate", str(path), *words])),
     ]
     return Lines.of(f"{name:<8} {value}" for name, value in facts if value)
 
@@ -70,6 +76,29 @@ def data_to_measure(dest: object) -> list[str]:
     folder = path.parent if path.name == TRAIN and is_split_root(path.parent) else path
     split = chosen_split(local_path(folder), TEST, VAL)
     return [str(folder), *(["--split", split] if split else [])]
+
+
+def model_to_name(model: str) -> list[str]:
+    """Write the option that names a model again, which code of the user's own needs."""
+    return ["--model", model] if is_code(model) else []
+
+
+def _place(newest: Checkpoint | None) -> str:
+    return f"; saved at {place_of(newest)}" if newest and is_inside(newest.state) else ""
+
+
+def _resume(path: Path, config: Mapping[str, Any]) -> str:
+    """Write the command that goes on with a run, or with the comparison that it is part of."""
+    try:
+        words = shlex.split(str(config.get("command", "")))
+    except ValueError:
+        words = []
+    # A run may come from anyone: its command is shown if it is one of ours, each word quoted.
+    if words[:2] == ["streamtrain", "compare"]:
+        return command_line([*words, "--out", str(path.parent), "--resume"])
+    if words[:2] == ["streamtrain", "train"]:
+        return f"{command_line([*words, '--out', str(path), '--resume'])}; --epochs is the total"
+    return 'the script that trained it, with fit(resume="auto"); max_epochs is the total'
 
 
 def _state(path: Path) -> str:

@@ -59,10 +59,10 @@ class ChosenCheckpoint:
 
     def told(self) -> Fix:
         """Say which weights these are, and how to have the others."""
-        here = f"weights of {_place(self.checkpoint)}"
+        here = f"weights of {place_of(self.checkpoint)}"
         if self.is_best:
             assert self.best is not None
-            others = Fix(" and the last") if self.is_last else Fix("; ", _LAST, f" for {_place(self.last)}")
+            others = Fix(" and the last") if self.is_last else Fix("; ", _LAST, f" for {place_of(self.last)}")
             return Fix(f"{here}, the best by {_by(self.best)}", others)
         here += ", the last" if self.is_last else ""
         if self.best is None:
@@ -200,14 +200,15 @@ def _parse(which: object) -> Which:
     raise UsageError(what, fix=Fix(_BEST))
 
 
-def _place(found: Checkpoint) -> str:
+def place_of(found: Checkpoint) -> str:
+    """Say where in a run a checkpoint was made."""
     counts = found.state["counts"]
-    if _is_inside(found.state):
+    if is_inside(found.state):
         return f"batch {counts['n_batches']:,}, inside epoch {counts['n_epochs'] + 1}"
     return f"epoch {counts['n_epochs']}" if counts["n_batches"] else "the start"
 
 
-def _is_inside(state: Mapping[str, Any]) -> bool:
+def is_inside(state: Mapping[str, Any]) -> bool:
     """Whether a checkpoint was made inside an epoch, whose metrics so far it then has."""
     match state:
         case {"training": {"dict": list(pairs)}}:
