@@ -3,8 +3,13 @@
 
 The threads read the same files, in order, and put the same crops into memory of their own, by the same functions; a
 ``DataLoader`` over the files with two workers does so too. All alternate; a ratio is the median of the rounds' ratios.
-Beside it: the bytes of the dataset ÷ those of the files, and the loader's anonymous memory beside its budget. Then a
-table of what may be stored instead: KB an image, and images/s.
+Beside it: the bytes of the dataset ÷ those of the files, and the loader's anonymous memory beside its budget.
+
+Then WebDataset and LitData (``--peers``), each in an environment of its own that is made for the run and removed: the
+same files, decoded and cropped by the same function; the best of 0, 1 and 2 workers, kept from epoch to epoch, in turn
+with a loader that is opened anew. Their memory is what the worker and its helpers hold, anonymous and shared, what is
+shared counted once; ``idle`` is the part that Python and the imports take. Then a table of what may be stored instead:
+KB an image, and images/s, warm and cold; root empties the page cache, others ask for it (``cache`` says which).
 
 Prints a table on stderr and one JSON line per result on stdout.
 """
@@ -26,14 +31,17 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import streamtrain as st
-from scripts.runner import Result, median_ratio, new_parser, require_disk, rounds, run, timed
+from scripts.bench.peers.images.compare import PEERS, compare
+from scripts.bench.peers.images.worker import HOW, collate, decoded
+from scripts.bench.peers.process import ENVIRONMENT_BYTES
+from scripts.bench.peers.worker import Batch, Case
+from scripts.runner import Result, drop_caches, median_ratio, new_parser, require_disk, rounds, run, timed
 from streamtrain.loader.decode.images import decode_into
 from streamtrain.system.memory import MemoryMeter
 from streamtrain.system.units import format_bytes, parse_bytes
 
 THREADS = 2
-CROP = 224
-BARS = {"two threads": 0.92, "DataLoader": 1.0, "stored": 1.01}
+BARS = {"two threads": 0.92, "DataLoader": 1.0, "stored": 1.01, "peer": 1.0, "cold": 0.9}
 STORED: dict[str, dict[str, Any]] = {
     "encoded": {},
     "short side 256": {"max_side": 256},
@@ -54,10 +62,21 @@ def main() -> None:
 def measure(folder: Path, arguments: argparse.Namespace) -> Iterator[Result]:
     """Make the images, and measure each way."""
     n_bytes = arguments.samples * _IMAGE_BYTES
-    require_disk(folder, 4 * n_bytes, fix="fewer --samples, or another --folder")
+    needed = 5 * n_bytes + (ENVIRONMENT_BYTES if arguments.peers else 0)
+    require_disk(folder, needed, fix="fewer --samples, or another --folder")
     paths = write_images(folder / "images", arguments.samples, arguments.seed)
     dataset = st.ingest(folder / "images", folder / "encoded", memory=arguments.memory, progress=False)
     yield beside_threads(dataset, paths, arguments)
+    case = Case(
+        source=folder / "images",
+        folder=folder / "peer" / "work" / "stored",
+        n_samples=len(paths),
+        row_bytes=0,
+        batch_size=arguments.batch_size,
+        memory=arguments.memory,
+    )
+    for peer in arguments.peers:
+        yield beside_peer(peer, folder / "peer", case, dataset, arguments)
     yield from stored_ways(folder, arguments)
 
 
@@ -78,12 +97,11 @@ def write_images(folder: Path, n_samples: int, seed: int) -> list[Path]:
 
 def beside_threads(dataset: st.Dataset, paths: Sequence[Path], arguments: argparse.Namespace) -> Result:
     """Measure the loader beside bare threads and a DataLoader over the files."""
-    how = st.Images(CROP)
     peaks: list[int] = []
     ways: dict[str, Callable[[], object]] = {
         "loader": lambda: peaks.append(epoch(dataset, arguments)),
-        "two threads": lambda: bare(paths, how),
-        "DataLoader": lambda: over_files(paths, how, arguments.batch_size),
+        "two threads": lambda: bare(paths, HOW),
+        "DataLoader": lambda: over_files(paths, arguments.batch_size),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     torch.set_num_threads(1)
@@ -109,7 +127,7 @@ def beside_threads(dataset: st.Dataset, paths: Sequence[Path], arguments: argpar
 def epoch(dataset: st.Dataset, arguments: argparse.Namespace) -> int:
     """Go through the dataset once, by a loader of its own: it reads no epoch ahead; return its peak of memory."""
     how: dict[str, Any] = {"batch_size": arguments.batch_size, "memory": arguments.memory, "seed": arguments.seed}
-    with MemoryMeter() as meter, st.StreamLoader(dataset, decode={"image": st.Images(CROP)}, **how) as loader:
+    with MemoryMeter() as meter, st.StreamLoader(dataset, decode={"image": HOW}, **how) as loader:
         for _ in loader:
             pass
     return meter.peak_bytes
@@ -130,24 +148,32 @@ def bare(paths: Sequence[Path], how: st.Images) -> None:
         thread.join()
 
 
-class Files(Dataset[torch.Tensor]):
+def beside_peer(peer: str, place: Path, case: Case, dataset: st.Dataset, arguments: argparse.Namespace) -> Result:
+    """Measure the loader beside a library, or tell why it is not."""
+    peaks: list[int] = []
+    record = compare(peer, place, case, lambda: peaks.append(epoch(dataset, arguments)), arguments.repeats)
+    return record | {"loader peak_bytes": max(peaks, default=0), "bar": BARS["peer"]}
+
+
+class Files(Dataset[tuple[torch.Tensor, int]]):
     """The files as a dataset of torch, cropped by the same functions."""
 
-    def __init__(self, paths: Sequence[Path], how: st.Images) -> None:
-        self._paths, self._how = paths, how
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, number: int) -> torch.Tensor:
-        target = np.empty(self._how.shape, np.uint8)
-        decode_into(target, self._paths[number].read_bytes(), self._how, number)
-        return torch.from_numpy(target).permute(2, 0, 1)
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        return decoded(self._paths[number].read_bytes(), number)
 
 
-def over_files(paths: Sequence[Path], how: st.Images, batch_size: int) -> None:
+def over_files(paths: Sequence[Path], batch_size: int) -> None:
     """Go through the files once, shuffled, in two processes."""
-    for _ in DataLoader(Files(paths, how), batch_size=batch_size, shuffle=True, num_workers=THREADS):
+    batches: DataLoader[Batch] = DataLoader(
+        Files(paths), batch_size=batch_size, shuffle=True, num_workers=THREADS, collate_fn=collate
+    )
+    for _ in batches:
         pass
 
 
@@ -158,20 +184,38 @@ def stored_ways(folder: Path, arguments: argparse.Namespace) -> Iterator[Result]
         dataset = st.ingest(
             folder / "images", target, memory="1GB", progress=False, overwrite=target.exists(), **options
         )
-        took = [timed(epoch, dataset, arguments) for _ in range(arguments.repeats + 1)]
-        yield {
-            "bench": "images stored",
-            "stored": name,
-            "image_kb": round(dataset.stored_bytes / len(dataset) / 1000, 1),
-            "images_s": round(len(dataset) / min(took[1:])),
-            "cache": "warm",
-        }
+        yield {"bench": "images stored", "stored": name} | cold_and_warm(dataset, target, arguments)
+
+
+def cold_and_warm(dataset: st.Dataset, folder: Path, arguments: argparse.Namespace) -> Result:
+    """Measure epochs of a stored dataset: warm, and each after a cold one where the page cache lets go of it."""
+    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    epoch(dataset, arguments)
+    for _ in range(arguments.repeats):
+        cache = drop_caches([folder])
+        if cache != "not dropped":
+            seconds["cold"].append(timed(epoch, dataset, arguments))
+        seconds["warm"].append(timed(epoch, dataset, arguments))
+    record: Result = {
+        "image_kb": round(dataset.stored_bytes / len(dataset) / 1000, 1),
+        "images_s": round(len(dataset) / min(seconds["warm"])),
+    }
+    if seconds["cold"]:
+        record["cache"] = cache
+        record["cold images_s"] = round(len(dataset) / min(seconds["cold"]))
+        record["cold_to_warm"] = median_ratio(seconds["warm"], seconds["cold"])
+    return record
 
 
 def describe(result: dict[str, Any]) -> str:
     """One line for people."""
     if result["bench"] == "images stored":
-        return f"{result['stored']:<20} {result['image_kb']:>7.1f} KB an image  {result['images_s']:>7,} images/s"
+        line = f"{result['stored']:<20} {result['image_kb']:>7.1f} KB an image  {result['images_s']:>7,} images/s"
+        if "cold_to_warm" not in result:
+            return f"{line}; cold not measured: the page cache stays"
+        return f"{line}  cold {result['cold images_s']:>7,}  cold/warm {result['cold_to_warm']:.2f} ({result['cache']})"
+    if result["bench"] == "images peer":
+        return describe_peer(result)
     rates = "  ".join(f"{name} {result[f'{name} images_s']:,}" for name in ("loader", "two threads", "DataLoader"))
     return (
         f"{result['samples']:,} JPEGs of {format_bytes(result['file_bytes'])}: images/s {rates}\n"
@@ -181,10 +225,26 @@ def describe(result: dict[str, Any]) -> str:
     )
 
 
+def describe_peer(result: dict[str, Any]) -> str:
+    """A peer's line."""
+    if "not_measured" in result:
+        return f"{result['peer']:<20} not measured: {result['not_measured']}"
+    return (
+        f"{result['peer']:<20} {result['images_s']:,} images/s with {result['num_workers']} workers, "
+        f"loader {result['loader images_s']:,}: loader/peer {result['ratio']:.2f}  "
+        f"memory {format_bytes(result['memory_bytes'])}, idle {format_bytes(result['idle_bytes'])}; "
+        f"loader {format_bytes(result['loader peak_bytes'])}"
+    )
+
+
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = new_parser(__doc__, samples=20_000, batch_size=64, memory="256MB", repeats=3, seed=0, folder=None)
-    return parser.parse_args()
+    known = (*PEERS, "none")
+    parser.add_argument("--peers", nargs="+", choices=known, default=list(PEERS), help="libraries beside it, or none")
+    arguments = parser.parse_args()
+    arguments.peers = [peer for peer in arguments.peers if peer != "none"]
+    return arguments
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ import numpy as np
 
 from scripts.bench.peers.catalog import ENTRIES, Entry
 from scripts.bench.peers.measure import Runner, Timing, measure
-from scripts.bench.peers.process import NotMeasured, Process, environment
+from scripts.bench.peers.process import ENVIRONMENT_BYTES, NotMeasured, Process, environment
 from scripts.bench.peers.summary import ahead, describe, summarize
 from scripts.bench.peers.worker import Case
 from scripts.proofs.cgroup import NoGroup, memory_group
@@ -49,9 +49,6 @@ from scripts.runner import (
     working_folder,
 )
 from streamtrain.system.units import format_bytes, parse_bytes
-
-ENVIRONMENT_BYTES: Final = 2_500_000_000
-"""Room for one environment with torch in it."""
 
 MEMMAP: Final = next(entry for entry in ENTRIES if entry.way == "memmap, batched")
 

@@ -20,6 +20,8 @@ import psutil
 from streamtrain.diagnostics.profile_command import sample_memory
 
 ROOT: Final = Path(__file__).resolve().parents[3]
+ENVIRONMENT_BYTES: Final = 2_500_000_000
+"""Room for one environment with torch in it."""
 _GRACE_SECONDS: Final = 10.0
 _TICK_SECONDS: Final = 0.05
 # A socket's path has room for about a hundred bytes, of which multiprocessing takes some thirty.

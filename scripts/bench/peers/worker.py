@@ -98,11 +98,11 @@ class Peer:
     loader: Callable[[Case, Variant], Callable[[int], Iterator[Batch]]]
 
 
-def serve(peer: Peer) -> None:
+def serve(peer: Peer, worker_type: type[Worker] | None = None) -> None:
     """Answer requests until stdin ends."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    worker = Worker(peer)
+    worker = (worker_type or Worker)(peer)
     for line in sys.stdin:
         request = json.loads(line)
         try:

@@ -1,0 +1,1 @@
+"""Loaders of images that images.py measures, in the same kind of workers: one a library."""
