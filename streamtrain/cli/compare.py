@@ -12,12 +12,22 @@ import torch
 
 from streamtrain.cli.compatibility import check_alike, chosen_inputs, chosen_target, validation_data
 from streamtrain.cli.options import GRID, set_threads
-from streamtrain.cli.output import as_command_line, emit, label_text, note, progress_text, typed_command
+from streamtrain.cli.output import (
+    as_command_line,
+    command_line,
+    emit,
+    label_text,
+    note,
+    own_command,
+    progress_text,
+    typed_command,
+)
 from streamtrain.cli.preparation.images import seen_as
 from streamtrain.cli.preparation.raw_files import refuse_raw_file
 from streamtrain.cli.preparation.threads import CoreWatch
 from streamtrain.cli.train import resume_hint
 from streamtrain.comparison.compare import compare
+from streamtrain.comparison.record import read_record
 from streamtrain.comparison.report import (
     COMPARISON_HTML,
     COMPARISON_JSON,
@@ -35,7 +45,7 @@ from streamtrain.optim.optimizers import default_rate
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.system.arguments import check_seed
-from streamtrain.system.files import numbered_folder
+from streamtrain.system.files import local_path, numbered_folder
 from streamtrain.system.memory import limit_heap_growth
 from streamtrain.system.units import counted, format_duration, format_figure, format_number
 from streamtrain.training.initial_weights import load_initial_weights
@@ -58,10 +68,20 @@ def run_compare(*, as_json: bool, **given: Any) -> None:
         say(_line(_point(run, point)))
 
     with nullcontext(given["out"]) if given["out"] else numbered_folder(COMPARISONS) as out, resume_hint(out):
+        if given["resume"]:
+            _say_begun(out)
         found = _compare(say, tell, **given | {"out": out})
     page = out / COMPARISON_HTML
     text = Lines.of(["", *_columns(summary_rows(found)), *_diverged(found), f"report  {page}"])
     emit(as_json, {**found.named(), "out": out, "report": page}, text)
+
+
+def _say_begun(out: Path) -> None:
+    """Print the command that a comparison was begun with, where another one is typed to resume it."""
+    record = read_record(local_path(out))
+    words = own_command(record.command) if record else []
+    if words and command_line(words) != typed_command().get("command"):
+        note(f"begun   {command_line(words)}")
 
 
 def _newest() -> Path | None:

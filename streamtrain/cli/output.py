@@ -218,6 +218,18 @@ def typed_command() -> dict[str, object]:
     return {"command": command_line(["streamtrain", *kept])} if kept else {}
 
 
+def own_command(text: str) -> list[str]:
+    """Return the words of a command that a run or comparison was begun with; none of what is no command of ours.
+
+    Such a folder may come from anyone: what is shown of it is quoted word by word.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return []
+    return words if words[:1] == ["streamtrain"] else []
+
+
 def _quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)

@@ -43,6 +43,8 @@ class ComparisonRecord:
     settings: Mapping[str, Any]
     # By the names of their folders.
     finished: Mapping[str, Mapping[str, Any]]
+    # It was begun with this command, where it was typed.
+    command: str = ""
 
     @property
     def lanes(self) -> int | None:
@@ -72,12 +74,13 @@ def read_record(out: Path) -> ComparisonRecord | None:
         if settings.get(_LANES) is not None:
             whole_number(settings[_LANES], 1)
         finished = {Path(str(run["run"])).name: run for run in objects(found["runs"]) if run["finished"] is True}
+        (about,) = objects([found.get("about", {})])
     except OSError as error:
         raise read_failure(error, file, CheckpointError, _ANOTHER) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = "is not the record of a comparison that can resume"
         raise CheckpointError(what, where=str(file), why=first_line(error), fix=_ANOTHER) from error
-    return ComparisonRecord(settings=settings, finished=finished)
+    return ComparisonRecord(settings=settings, finished=finished, command=str(about.get("command", "")))
 
 
 def settings_of(setup: ComparisonSetup, val: Dataset | None) -> dict[str, Any]:

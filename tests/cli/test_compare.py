@@ -158,6 +158,10 @@ def test_a_comparison_resumes(
     err = capsys.readouterr().err
     assert "interrupted by SIGTERM; saved c; " in err
     assert err.strip().endswith(f"streamtrain {' '.join(words)} c --resume")
+    assert main(["compare", str(stored), *SMALL, "--resume", "--out", "c"]) == 6
+    err = capsys.readouterr().err
+    assert f"begun   streamtrain {' '.join(words[:-1])}\n" in err
+    assert "error: c: the comparison has other settings" in err
     assert main([*words, "c", "--resume", "--seed", "1"]) == 6
     assert "seed: 0 there, 1 here" in capsys.readouterr().err
     assert main([*words, "c", "--resume"]) == 0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamtrain.cli.output import command_line
+from streamtrain.cli.output import command_line, own_command
 from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.errors import Lines
 from streamtrain.models.factory import is_code
@@ -89,14 +88,10 @@ def _place(newest: Checkpoint | None) -> str:
 
 def _resume(path: Path, config: Mapping[str, Any]) -> str:
     """Write the command that goes on with a run, or with the comparison that it is part of."""
-    try:
-        words = shlex.split(str(config.get("command", "")))
-    except ValueError:
-        words = []
-    # A run may come from anyone: its command is shown if it is one of ours, each word quoted.
-    if words[:2] == ["streamtrain", "compare"]:
+    words = own_command(str(config.get("command", "")))
+    if words[1:2] == ["compare"]:
         return command_line([*words, "--out", str(path.parent), "--resume"])
-    if words[:2] == ["streamtrain", "train"]:
+    if words[1:2] == ["train"]:
         return f"{command_line([*words, '--out', str(path), '--resume'])}; --epochs is the total"
     return 'the script that trained it, with fit(resume="auto"); max_epochs is the total'
 
