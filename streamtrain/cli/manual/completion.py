@@ -18,7 +18,17 @@ _LEAST_BASH: Final = (4, 4)
 _INSTALLED: Final = {
     "bash": 'Add this line to ~/.bashrc:  eval "$(streamtrain completion bash)"',
     "zsh": 'Add this line to ~/.zshrc, below compinit:  eval "$(streamtrain completion zsh)"',
-    "fish": "Run this once:  streamtrain completion fish > ~/.config/fish/completions/streamtrain.fish",
+    "fish": "Run this once:  mkdir -p ~/.config/fish/completions; "
+    "streamtrain completion fish > ~/.config/fish/completions/streamtrain.fish",
+}
+# Click's scripts insert names as they are, and cut off what follows a comma in fish.
+_MENDED: Final = {
+    "bash": (
+        "COMPREPLY+=($value)",
+        '[[ $value == *[!a-zA-Z0-9_./:=,@%+~-]* ]] && printf -v value %q "$value"; COMPREPLY+=("$value")',
+    ),
+    "fish": ('string split ","', 'string split --max 1 ","'),
+    "zsh": ("", ""),
 }
 
 
@@ -45,7 +55,7 @@ def completion_command(shell: str, as_json: bool) -> None:
     assert made is not None
     # Of the base class: that of bash starts a shell to warn of its version, which is refused here.
     script = ShellComplete.source(made(click.get_current_context().find_root().command, {}, _PROGRAM, COMPLETION))
-    text = f"# {_INSTALLED[shell]}\n{script.rstrip()}"
+    text = f"# {_INSTALLED[shell]}\n{script.replace(*_MENDED[shell]).rstrip()}"
     emit(as_json, {"shell": shell, "script": text}, Lines(text))
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from streamtrain.cli.commands import values
 from streamtrain.cli.main import COMMANDS, main
+from streamtrain.cli.manual import completion
 
 BIN = Path(sys.executable).parent
 
@@ -31,7 +32,7 @@ def suggested(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in ("flights/train", "flights/val", "more/trees"):
+    for name in ("flights/train", "flights/val", "more/trees", "zoo data"):
         (tmp_path / name / "_streamtrain").mkdir(parents=True)
         (tmp_path / name / "_streamtrain" / "manifest.json").write_text("{}")
     (tmp_path / "flights/_streamtrain").mkdir()
@@ -95,7 +96,7 @@ def test_bash_completes(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     assert script.startswith("# Add this line to ~/.bashrc:  eval ")
-    lines = ["streamtrain com", "streamtrain train --optimizer rp", "streamtrain info fl"]
+    lines = ["streamtrain com", "streamtrain train --optimizer rp", "streamtrain info fl", "streamtrain info zo"]
     asked = "\n".join(
         f"COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; COMPREPLY=(); _streamtrain_completion streamtrain\n"
         'echo "${COMPREPLY[*]}"'
@@ -108,7 +109,15 @@ def test_bash_completes(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         check=True,
         env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
     )
-    assert run.stdout.splitlines() == ["compare completion", "rprop", "flights"]
+    assert run.stdout.splitlines() == ["compare completion", "rprop", "flights", r"zoo\ data"]
+
+
+def test_what_is_mended_in_the_scripts_is_in_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell, (as_made, mended) in completion._MENDED.items():
+        assert main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert mended in script
+        assert not as_made or as_made not in script
 
 
 @pytest.mark.parametrize(("shell", "comment"), [("zsh", "~/.zshrc"), ("fish", "fish/completions/streamtrain.fish")])
