@@ -28,8 +28,13 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != PACKAGE / "__init__.py"
 }
+BY_PACKAGE = {
+    name: tuple(module for module in MODULES if module.split(".")[0] == name)
+    for name in dict.fromkeys(module.split(".")[0] for module in MODULES)
+}
+"""A test for each module would take longer than what it looks at."""
+of_each_package = pytest.mark.parametrize("package", BY_PACKAGE)
 INITS = {module for module, path in MODULES.items() if path.name == "__init__.py"}
-PYTHON_FILES = sorted(path for folder in ("streamtrain", "tests", "scripts") for path in (ROOT / folder).rglob("*.py"))
 
 MAX_LINES, MAX_FUNCTION_LINES, MAX_FILES, MAX_ENTRIES, MAX_MODULES = 500, 60, 12, 12, 300
 
@@ -161,19 +166,20 @@ def test_a_package_names_only_packages_before_it() -> None:
         before.add(name)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
-    if module == "__main__":
-        assert set(own_imports(module)) == {"cli.main"}
+@of_each_package
+def test_a_module_imports_only_what_stands_before_it(package: str) -> None:
+    if package == "__main__":
+        assert set(own_imports(package)) == {"cli.main"}
         return
-    package = page()[module.split(".")[0]]
-    for other in own_imports(module):
-        assert other not in ("__init__", "__main__"), f"{module} imports the public face"
-        assert other in rank(), f"{module} imports {other}, which is no module; name the one it is in"
-        if (target := other.split(".")[0]) != package.name:
-            assert target in package.may_import, f"{module} imports {other}; {package.name} may not import {target}"
-        else:
-            assert rank()[other] < rank()[module], f"{module} imports {other}, which stands after it"
+    may_import = page()[package].may_import
+    for module in BY_PACKAGE[package]:
+        for other in own_imports(module):
+            assert other not in ("__init__", "__main__"), f"{module} imports the public face"
+            assert other in rank(), f"{module} imports {other}, which is no module; name the one it is in"
+            if (target := other.split(".")[0]) != package:
+                assert target in may_import, f"{module} imports {other}; {package} may not import {target}"
+            else:
+                assert rank()[other] < rank()[module], f"{module} imports {other}, which stands after it"
 
 
 def test_models_import_field_alone_of_the_store() -> None:
@@ -186,17 +192,20 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("module", sorted(INITS))
-def test_an_init_file_holds_a_docstring_and_nothing_else(module: str) -> None:
-    assert ast.get_docstring(tree(module))
-    assert len(tree(module).body) == 1
+def test_an_init_file_holds_a_docstring_and_nothing_else() -> None:
+    assert INITS
+    for module in sorted(INITS):
+        assert ast.get_docstring(tree(module)), module
+        assert len(tree(module).body) == 1, module
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_libraries_stay_in_their_place(module: str) -> None:
-    for library, places in PLACES.items():
-        assert library not in distributions(module) or is_in(module, places), f"{library} is for {', '.join(places)}"
-    assert "torch" not in distributions(module) or not is_in(module, WITHOUT_TORCH), "this module works without torch"
+@of_each_package
+def test_libraries_stay_in_their_place(package: str) -> None:
+    for module in BY_PACKAGE[package]:
+        used = distributions(module)
+        for library, places in PLACES.items():
+            assert library not in used or is_in(module, places), f"{module}: {library} is for {', '.join(places)}"
+        assert "torch" not in used or not is_in(module, WITHOUT_TORCH), f"{module} works without torch"
 
 
 def test_what_is_imported_is_declared_and_used() -> None:
@@ -208,43 +217,63 @@ def test_what_is_imported_is_declared_and_used() -> None:
     assert used - extra - type_checkers == core
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_runs_code_from_data_or_starts_a_process(module: str) -> None:
-    assert not distributions(module) & RUNS_CODE_FROM_DATA
-    assert "multiprocessing" not in distributions(module)
-    names = {*attributes(module), *imports(module)}
-    assert not names & {"os.fork", "torch.load", "torch.save", "concurrent.futures.ProcessPoolExecutor"}
+@of_each_package
+def test_nothing_runs_code_from_data_or_starts_a_process(package: str) -> None:
+    for module in BY_PACKAGE[package]:
+        assert not distributions(module) & {*RUNS_CODE_FROM_DATA, "multiprocessing"}, module
+        names = {*attributes(module), *imports(module)}
+        assert not names & {"os.fork", "torch.load", "torch.save", "concurrent.futures.ProcessPoolExecutor"}, module
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_draws_from_a_random_state_of_the_process(module: str) -> None:
-    if module == "models.seeding":
-        return  # which borrows torch's states, and gives them back
-    assert "random" not in distributions(module)
-    for name in {*attributes(module), *imports(module)}:
-        for prefix in ("np.random.", "numpy.random."):
-            assert not name.startswith(prefix) or name.removeprefix(prefix).split(".")[0] in SEEDED, name
-        assert not (name.startswith("torch.") and name.endswith(("manual_seed", "manual_seed_all", ".seed"))), name
+@of_each_package
+def test_nothing_draws_from_a_random_state_of_the_process(package: str) -> None:
+    # models.seeding borrows torch's states, and gives them back.
+    for module in (each for each in BY_PACKAGE[package] if each != "models.seeding"):
+        assert "random" not in distributions(module), module
+        for name in {*attributes(module), *imports(module)}:
+            at = f"{module}: {name}"
+            for prefix in ("np.random.", "numpy.random."):
+                assert not name.startswith(prefix) or name.removeprefix(prefix).split(".")[0] in SEEDED, at
+            assert not (name.startswith("torch.") and name.endswith(("manual_seed", "manual_seed_all", ".seed"))), at
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_thread_has_a_name_to_be_found_by(module: str) -> None:
+@of_each_package
+def test_every_thread_has_a_name_to_be_found_by(package: str) -> None:
     named = {"Thread": "name", "ThreadPoolExecutor": "thread_name_prefix"}
-    for node in ast.walk(tree(module)):
-        if isinstance(node, ast.Call) and (kind := dotted(node.func).rpartition(".")[2]) in named:
-            assert named[kind] in {word.arg for word in node.keywords}, (
-                f"{module} line {node.lineno}: {kind} has no name"
-            )
+    for module in BY_PACKAGE[package]:
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.Call) and (kind := dotted(node.func).rpartition(".")[2]) in named:
+                words = {word.arg for word in node.keywords}
+                assert named[kind] in words, f"{module} line {node.lineno}: {kind} has no name"
 
 
-@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_are_short_enough_to_be_one_idea(path: Path) -> None:
+class Facts(NamedTuple):
+    """What a file is judged by."""
+
+    title: str
+    n_lines: int
+    functions: tuple[tuple[str, int], ...]
+
+
+@cache
+def facts(path: Path) -> Facts:
     text = path.read_text()
-    assert len(text.splitlines()) <= MAX_LINES
-    assert path.stem not in {"util", "utils", "helper", "helpers", "misc"}
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert n_lines(node) <= MAX_FUNCTION_LINES, f"{node.name} has {n_lines(node)} lines"
+    found = ast.parse(text)
+    functions = (node for node in ast.walk(found) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    title = (ast.get_docstring(found) or "").partition("\n")[0]
+    return Facts(title, len(text.splitlines()), tuple((node.name, n_lines(node)) for node in functions))
+
+
+in_each_folder = pytest.mark.parametrize("folder", ["streamtrain", "tests", "scripts"])
+
+
+@in_each_folder
+def test_files_and_functions_are_short_enough_to_be_one_idea(folder: str) -> None:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        assert facts(path).n_lines <= MAX_LINES, path
+        assert path.stem not in {"util", "utils", "helper", "helpers", "misc"}, path
+        for name, n in facts(path).functions:
+            assert n <= MAX_FUNCTION_LINES, f"{path}: {name} has {n} lines"
 
 
 def n_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -262,10 +291,10 @@ def test_folders_are_small_enough_to_be_seen_at_once() -> None:
     assert len(MODULES) - len(INITS) <= MAX_MODULES
 
 
-@pytest.mark.parametrize("folder", ["streamtrain", "tests", "scripts"])
+@in_each_folder
 def test_a_module_says_what_it_is_with_a_noun(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):
-        title = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        title = facts(path).title
         assert title.partition(" ")[0] not in {"What", "How", "Where", "Which", "Whether"}, path
         assert folder != "streamtrain" or title.endswith((".", ":")), path
 
@@ -307,19 +336,20 @@ def test_ingestion_the_store_and_the_order_load_no_torch() -> None:
 
 def strings_of(module: str) -> Iterator[str]:
     """The string constants of a module, docstrings left out."""
-    tree = ast.parse(MODULES[module].read_text())
+    whole = tree(module)
     prose = {
         id(node.body[0].value)
-        for node in ast.walk(tree)
+        for node in ast.walk(whole)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None
         if isinstance(node.body[0], ast.Expr)
     }
-    for node in ast.walk(tree):
+    for node in ast.walk(whole):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
             yield node.value
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("cli.")])
-def test_the_library_does_not_speak_command_line(module: str) -> None:
-    found = [text for text in strings_of(module) if re.search(r"(^|[\s'(=])--[a-z]", text)]
-    assert not found
+@pytest.mark.parametrize("package", [package for package in BY_PACKAGE if package != "cli"])
+def test_the_library_does_not_speak_command_line(package: str) -> None:
+    for module in BY_PACKAGE[package]:
+        found = [text for text in strings_of(module) if re.search(r"(^|[\s'(=])--[a-z]", text)]
+        assert not found, module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -71,8 +70,6 @@ class World:
             return before(error)
 
         self.monkeypatch.setattr(command_line, "_outcome", outcome)
-        # No power fails here, and a busy disk makes every dataset wait.
-        self.monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         self.monkeypatch.chdir(self.folder)
         self._printed = ""
 

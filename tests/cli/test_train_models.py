@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,11 @@ def test_embeddings_have_the_widths_of_the_rule(stored: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [("--max-memory", "auto"), ("--compile",), ("--autocast", "bf16")], ids=" ".join)
-def test_tables_train_within_a_budget_compiled_and_in_bfloat16(more: tuple[str, ...], stored: Path) -> None:
+def test_tables_train_within_a_budget_compiled_and_in_bfloat16(
+    more: tuple[str, ...], stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced as ever; what the compiler makes of it is held in tests/models/test_forward.py, and takes half a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     assert main(["train", str(stored), "--model", "mlp:4", *SMALL, *more]) == 0
 
 

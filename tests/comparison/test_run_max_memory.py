@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from compare_cases import ingested, line
+from forked_python import run_forked
 
 import streamtrain as st
 from streamtrain.comparison import setup
@@ -44,8 +44,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fresh(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", MEASURED, "compare", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd, check=False)
+    return run_forked(["-c", MEASURED, "compare", *words], timeout=240, cwd=cwd)
 
 
 LARGE = ["--model", "mlp:1000", "--rules", "batch,epoch", "--optimizers", "adam", "--epochs", "1", "--json"]

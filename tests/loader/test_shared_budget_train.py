@@ -1,11 +1,10 @@
 """A budget for the whole process: the loaders' part of it, and refusals."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from forked_python import run_forked
 
 import streamtrain
 from streamtrain.errors import Argument, BudgetError, Fix, UsageError
@@ -132,9 +131,9 @@ def test_lanes_do_not_follow_the_last_megabytes(dataset):
 
 
 def run(dataset, tmp_path, *options):
-    command = [sys.executable, "-m", "streamtrain", "train", str(dataset.path), "--model", "linear", "--epochs", "1"]
+    command = ["-m", "streamtrain", "train", str(dataset.path), "--model", "linear", "--epochs", "1"]
     command += ["--out", str(tmp_path / "run"), "--json", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return run_forked(command, timeout=120)
 
 
 def test_a_run_stays_within_the_budget_of_its_process(dataset, tmp_path):

@@ -1,11 +1,10 @@
-import subprocess
-import sys
 import textwrap
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
+from forked_python import run_forked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -283,8 +282,8 @@ def test_memory_measured_stays_under_the_budget(tmp_path, n, row_bytes, budget):
     x = np.random.default_rng(0).integers(0, 30, (n, row_bytes), dtype=np.uint8)
     y = {"y": np.arange(n)} if row_bytes > 1 else {}
     streamtrain.ingest({"x": x, **y}, tmp_path / "d.zarr", memory="100MB", block="64KB")
-    script = [sys.executable, "-c", textwrap.dedent(MEMORY_SCRIPT), str(tmp_path / "d.zarr"), str(budget)]
-    output = subprocess.run(script, capture_output=True, text=True, check=True).stdout
-    measured, projected = map(int, output.split())
+    done = run_forked(["-c", textwrap.dedent(MEMORY_SCRIPT), str(tmp_path / "d.zarr"), str(budget)])
+    assert done.returncode == 0, done.stderr
+    measured, projected = map(int, done.stdout.split())
     assert measured <= budget
     assert projected <= budget

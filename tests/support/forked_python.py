@@ -130,6 +130,7 @@ def serve(line: int) -> None:
         getattr(st, name)
     for name in _LATER:
         importlib.import_module(name)
+    os.fsync = os.fstat  # as in conftest.py: no power fails
     gc.collect()
     gc.freeze()
     # What is imported is there; where to look for more, a script has to know by itself.

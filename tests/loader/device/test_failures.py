@@ -130,9 +130,11 @@ def test_the_process_ends_with_the_first_error(how, pool, tmp_path):
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import numpy as np, streamtrain
 from streamtrain import StreamLoader
+from streamtrain.loader.device import device_pool
 from streamtrain.loader.device.transfer import Placement
 from tests.support.simulated_cuda import SimulatedCuda
 data = streamtrain.ingest({{"y": np.arange(901)}}, {str(tmp_path / "d.zarr")!r}, block="160B", progress=False)
+device_pool._DRAIN_SECONDS = 0.3
 device = SimulatedCuda()
 with device.installed():
     device.recover = lambda: None
