@@ -405,5 +405,5 @@ def told_diverged(run: ComparedRun, setup: ComparisonSetup) -> ComparedRun:
     if found is None:
         return run
     is_alone = len(setting.rules) == len(setting.optimizers) == 1
-    lower = found.next_lr if is_alone else {**setting.lr, f"{run.rule}:{run.optimizer}": found.next_lr}
+    lower = found.next_lr if is_alone else {f"{run.rule}:{run.optimizer}": found.next_lr}
     return replace(run, diverged=with_remedy(found.how, Fix("a lower learning rate: ", Argument("lr", lower))))
