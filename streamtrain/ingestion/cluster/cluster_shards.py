@@ -40,6 +40,8 @@ from streamtrain.system.units import counted
 _AHEAD: Final = 2
 """How many times as many as are given out may wait for an earlier one: their tallies are held."""
 _LOOK_SECONDS: Final = 5.0
+_ALONE_SECONDS: Final = 60.0
+"""How long an ingest waits for a worker where the last one has left."""
 _RETRIES: Final = 2
 
 
@@ -185,8 +187,8 @@ class _Shards:
             self._alone_since = None
             return
         self._alone_since = self._alone_since or self._looked
-        if self._looked - self._alone_since > START_SECONDS:
-            raise no_worker(self._client)
+        if self._looked - self._alone_since > _ALONE_SECONDS:
+            raise no_worker(self._client, _ALONE_SECONDS)
 
     def _result(self, future: Any, shard: int) -> MadeShard:
         from distributed import KilledWorker

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Final
 
 from streamtrain.errors import (
@@ -78,10 +79,10 @@ def _shared_out(layout: Layout, source: Source, request: IngestRequest) -> tuple
 
 def _sizes(layout: Layout, source: Source, request: IngestRequest, memory: int, n_threads: int) -> IngestSizes:
     """Solve what a worker does at once within its memory."""
-    run = run_bytes(memory)
-    # A source that is no plain run of rows holds what it reads them from besides.
-    reading = 0 if source.seekable else source.reading.working_bytes + 3 * max(run, source.chunk_bytes)
-    for n_workers in range(n_threads, 0, -1):
+    # The least is asked for at once where more does not fit.
+    for n_workers, run in product(range(n_threads, 0, -1), (run_bytes(memory), run_bytes(0))):
+        # A source that is no plain run of rows holds what it reads them from besides.
+        reading = 0 if source.seekable else source.reading.working_bytes + 3 * max(run, source.chunk_bytes)
         own = replace(request, memory=max(1, memory - n_workers * reading), n_workers=n_workers)
         try:
             return replace(sizes_for_request(layout, source, None, own), run_bytes=run)
@@ -108,15 +109,29 @@ def _client_of(scheduler: object) -> Iterator[Any]:
     if isinstance(scheduler, client_type):
         yield scheduler
         return
-    with quiet():
+    with quiet(), _loop() as loop:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of versions that differ; those that matter are compared here
-                client = client_type(scheduler, set_as_default=False, timeout=_CONNECT_SECONDS)
+                client = client_type(scheduler, loop=loop, set_as_default=False, timeout=_CONNECT_SECONDS)
         except OSError as error:
+            loop.add_callback(loop.stop)  # which a client that was not made would hold on to
             raise _unreachable(scheduler, error) from error
         with client:
             yield client
+
+
+@contextmanager
+def _loop() -> Iterator[Any]:
+    """Run the loop of a client, whose own would go on in its thread where no connection is made."""
+    from distributed.utils import LoopRunner
+
+    runner = LoopRunner()
+    runner.start()  # type: ignore[no-untyped-call]
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -166,13 +181,11 @@ def _wait_for_workers(client: Any) -> dict[str, Any]:
         client.wait_for_workers(1, timeout=START_SECONDS)
     found = workers_of(client)
     if not found:
-        raise no_worker(client)
+        raise no_worker(client, START_SECONDS)
     return found
 
 
-def no_worker(client: Any) -> StallError:
+def no_worker(client: Any, seconds: float) -> StallError:
     """Make the error for a scheduler without workers."""
     where = client.scheduler.address if client.scheduler else None
-    return StallError(
-        f"no worker came within {START_SECONDS:.0f} s", where=where, fix="start some: dask worker ADDRESS"
-    )
+    return StallError(f"no worker came within {seconds:.0f} s", where=where, fix="start some: dask worker ADDRESS")

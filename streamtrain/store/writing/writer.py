@@ -308,10 +308,15 @@ class DatasetWriter:
                 )
                 for name, stats in statistics.items()
             },
-            files=self._stored,
+            files=self._in_order(),
             schema=facts,
         )
         self._write_root(manifest)
+
+    def _in_order(self) -> dict[str, StoredFile]:
+        """Return all files, shards first and in order, whichever was finished first."""
+        keys = [key for shard in range(self.layout.n_shards) for key in self._keys(shard)]
+        return {key: self._stored[key] for key in keys} | self._stored
 
     def _write_root(self, manifest: Manifest) -> None:
         # All that the manifest describes is durable before it is, and that before the root.
