@@ -19,7 +19,7 @@ Death = tuple[int, str]
 """The number of a shard, and the moment."""
 
 
-class DyingWorkers(WorkerPlugin):
+class DyingWorkers(WorkerPlugin):  # type: ignore[misc]  # its types are not looked at
     """Kills a worker at these moments; ``folder`` keeps what has been done, for those that take its place."""
 
     def __init__(self, folder: Path, deaths: Collection[Death], fields: tuple[str, ...] = ("x", "y")) -> None:

@@ -127,11 +127,11 @@ def _loop() -> Iterator[Any]:
     from distributed.utils import LoopRunner
 
     runner = LoopRunner()
-    runner.start()  # type: ignore[no-untyped-call]
+    runner.start()
     try:
         yield runner.loop
     finally:
-        runner.stop()  # type: ignore[no-untyped-call]
+        runner.stop()
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def wait_for(client: Any, futures: Iterable[Any], seconds: float, *, first: bool
 
     with client.as_current():
         how = "FIRST_COMPLETED" if first else "ALL_COMPLETED"
-        return list(wait(list(futures), timeout=seconds, return_when=how).done)  # type: ignore[no-untyped-call]
+        return list(wait(list(futures), timeout=seconds, return_when=how).done)
 
 
 def _wait_for_workers(client: Any) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def portable(source: Source) -> Source:
 
     try:
         with quiet():
-            n_bytes = len(dumps(sent))  # type: ignore[no-untyped-call]
+            n_bytes = len(dumps(sent))
     except Exception as error:
         what = f"{name_of(source)} cannot be handed to another process: {first_line(error)}"
         raise UsageError(what, fix=_ON_ONE) from error
