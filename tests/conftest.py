@@ -124,10 +124,10 @@ def _settle() -> None:
 
 
 _GRACE_SECONDS = 2.0
-# Threads that a library starts once and keeps for the life of the process: zarr's event loop and its pool, asyncio's
-# and dask's default pools, and tqdm's monitor, which is known by its class: it has a name in new versions only. Our own
-# have names of ours, which a test of the architecture holds.
-_LASTING_THREADS = ("zarr_io", "zarr_pool", "asyncio_", "ThreadPoolExecutor-")
+# Threads that a library starts once and keeps for the life of the process: zarr's event loop and its pool, asyncio's,
+# dask's and distributed's default pools, and tqdm's monitor, which is known by its class: it has a name in new versions
+# only. Our own have names of ours, which a test of the architecture holds.
+_LASTING_THREADS = ("zarr_io", "zarr_pool", "asyncio_", "ThreadPoolExecutor-", "Dask-Offload")
 # Files likewise: the fonts that matplotlib has drawn with.
 _LASTING_FILES = (".ttf", ".otf", ".ttc")
 _OPEN_FILES = Path("/proc/self/fd")

@@ -144,6 +144,12 @@ _WRITING: Final = "Writing"
     help="auto, none, lz4 or zstd.",
 )
 @option("--memory", type=SIZE, default="1GB", show_default=True, section=_WRITING, help="Memory budget of the ingest.")
+@option(
+    "--scheduler",
+    metavar="ADDRESS",
+    section=_WRITING,
+    help="A dask cluster, or processes of here, do the work.",
+)
 @option("--overwrite", is_flag=True, section=_WRITING, help="Replace the dataset at DEST when the new one is complete.")
 @option("--append", is_flag=True, section=_WRITING, help="Add the rows after those of the dataset at DEST.")
 @option("--resume", is_flag=True, section=_WRITING, help="Resume an interrupted ingest; start if there is none.")

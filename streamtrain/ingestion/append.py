@@ -67,6 +67,19 @@ class AppendedSource(Source):
         before, after = self.base.read_rows(range(start, n_before)), self._coded(self.more.read(0, stop - n_before))
         return {name: np.concatenate([before[name], after[name]]) for name in before}
 
+    @property
+    def has_ranges(self) -> bool:
+        return self.more.has_ranges
+
+    def iter_range(self, start: int, stop: int, max_bytes: int) -> Iterator[Rows]:
+        n_before = len(self.base)
+        step = max(1, max_bytes // self.base.layout.row_bytes)
+        for first in range(start, min(stop, n_before), step):
+            yield self.base.read_rows(range(first, min(first + step, stop, n_before)))
+        if stop > n_before:
+            for rows in self.more.iter_range(max(start - n_before, 0), stop - n_before, max_bytes):
+                yield self._coded(rows)
+
     def _coded(self, rows: Rows) -> Rows:
         return rows if self.codes is None else {**rows, TARGET: self.codes[rows[TARGET]]}
 

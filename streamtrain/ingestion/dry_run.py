@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-from streamtrain.ingestion.ingest import begin, ingest, parse_mode
+from streamtrain.ingestion.cluster.portable import as_given, portable
+from streamtrain.ingestion.ingest import begin, given_to, ingest, parse_mode
 from streamtrain.ingestion.opening import Given
 from streamtrain.ingestion.request import IngestRequest, check_option_names, parse_request, sizes_for_request
 from streamtrain.ingestion.resume import Say
@@ -46,16 +47,20 @@ def find(
     split_how: str | None = None,
     split_seed: int | None = None,
     say: Say | None = None,
+    scheduler: object = None,
     **arguments: Any,
 ) -> FoundData:
     """Do what `ingest` does before its first write: check the arguments, open the source, solve the memory."""
     check_option_names(arguments, ingest)
     request = parse_request(**arguments)
     rule = parse_split(split, by=split_by, how=split_how, seed=split_seed)
-    given = Given(source=source, labels=labels, like=like)
+    given = given_to(scheduler, request, rule, Given(source=source, labels=labels, like=like))
     mode = parse_mode(overwrite=overwrite, append=append)
     begun = begin(given, dest, request, rule, mode, resume=resume, say=say, writes=False)
     opened, request, layout = begun.opened, begun.request, None
+    if scheduler is not None:
+        portable(opened)
+        as_given(opened, source, labels)
     if opened.n_samples is not None:
         layout = plan_layout(
             opened.fields,

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from streamtrain.errors import Argument, DatasetError, Fix, StreamtrainWarning, UsageError
+from streamtrain.ingestion.cluster.portable import absolute, as_given, check_scheduler, one_machine
 from streamtrain.ingestion.opening import Given, open_learning_from, open_requested
 from streamtrain.ingestion.request import (
     IngestRequest,
@@ -64,6 +65,7 @@ def ingest(
     split_how: str | None = None,
     split_seed: int | None = None,
     say: Say | None = None,
+    scheduler: object = None,
     **options: object,
 ) -> Dataset:
     """Store raw data as a dataset: read once, in bounded memory; committed whole or not at all.
@@ -118,6 +120,10 @@ def ingest(
         Seed of the draw; by default 0.
     say : callable, optional
         Called with a sentence on what an earlier ingest left, and on each split.
+    scheduler : str or distributed.Client, optional
+        Who makes the shards: by default threads of this process; ``"processes"``, ``n_workers`` of them on this
+        machine, which share ``memory``; or the workers of a dask cluster, by the address of its scheduler
+        (``"tcp://host:8786"``) or a client, each within ``memory``. The result does not depend on it.
     **options
         How to read it. Arrays: ``dtype``, ``shape``, ``fields``; of HDF5 and Zarr ``fields={"x": "/path"}``, ``decode``
         ("cf", or "raw": as stored) and ``sample_axis`` (0). Tables and frames: ``label_column``, ``columns`` or
@@ -172,12 +178,14 @@ def ingest(
         **options,
     )
     rule = parse_split(split, by=split_by, how=split_how, seed=split_seed)
-    given = Given(source=source, labels=labels, like=like)
+    given = given_to(scheduler, request, rule, Given(source=source, labels=labels, like=like))
     mode = parse_mode(overwrite=overwrite, append=append)
     begun = begin(given, dest, request, rule, mode, resume=resume, say=say)
     request, opened, path, rule = begun.request, begun.opened, begun.path, begun.rule
     if rule is None:
-        dataset = run_ingest(opened, path, request, mode=mode, resume=resume, say=say)
+        if scheduler is not None:
+            as_given(opened, source, labels)
+        dataset = run_ingest(opened, path, request, mode=mode, resume=resume, say=say, scheduler=scheduler)
     else:
         learns = like is None and begun.given.base is None and begun.learn_from is None
         anew = partial(open_learning_from, begun.given, request) if learns else None
@@ -186,6 +194,19 @@ def ingest(
     _tell_other_task(before, dataset, say)
     dataset.path = local_path(dest) / dataset.path.relative_to(path)  # which may be a link to it
     return dataset
+
+
+def given_to(scheduler: object, request: IngestRequest, rule: SplitRule | None, given: Given) -> Given:
+    """Refuse what a cluster does not do; return what is ingested, by the paths that workers know it by."""
+    check_scheduler(scheduler)
+    if scheduler is None:
+        return given
+    if rule is not None:
+        raise one_machine("split", "Splits are divided while the rows are read in order")
+    if request.options.table.auto or request.options.table.categorical:
+        name = "auto" if request.options.table.auto else "categorical"
+        raise one_machine(name, "Such columns are read in order")
+    return replace(given, source=absolute(given.source), labels=absolute(given.labels))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from streamtrain.errors import (
     Fix,
     InputError,
     ResourceError,
+    StallError,
     StreamtrainError,
     UsageError,
     differences,
@@ -292,11 +293,11 @@ def keep_or_discard(
         # Written but perhaps not durable, so it is not to count.
         files.unlink(work.folder / zarr_metadata.ROOT)
     say(f"{work.path}: {n_done:,} shards are done; the same ingest, resumed, continues from there")
-    if isinstance(error, ResourceError):
+    if isinstance(error, ResourceError | StallError):
         error.fix = _then_resume(error, f"{n_done:,} shards are done")
 
 
-def _then_resume(error: ResourceError, why: str) -> Fix:
+def _then_resume(error: ResourceError | StallError, why: str) -> Fix:
     return Fix(error.fix or "check the disk", ", then the same ingest with ", Argument("resume", True), f": {why}")
 
 

@@ -21,10 +21,11 @@ Stage = Mapping[str, npt.NDArray[Any]]
 
 
 class RowStream:
-    """The rows of a source from ``first_row`` on, taken in exact amounts; its head can be held first."""
+    """The rows of a source from ``first_row`` on, maybe to ``stop``, in exact amounts; its head can be held first."""
 
-    def __init__(self, source: Source, max_bytes: int, *, first_row: int = 0) -> None:
+    def __init__(self, source: Source, max_bytes: int, *, first_row: int = 0, stop: int | None = None) -> None:
         self.first_row = first_row
+        self._stop = stop
         self._source = source
         self._max_bytes = max_bytes
         self._runs: Iterator[Rows] | None = None
@@ -50,7 +51,7 @@ class RowStream:
 
     def again(self) -> RowStream:
         """Read the same rows a second time, from their first."""
-        return RowStream(self._source, self._max_bytes, first_row=self.first_row)
+        return RowStream(self._source, self._max_bytes, first_row=self.first_row, stop=self._stop)
 
     @property
     def row(self) -> int:
@@ -109,7 +110,11 @@ class RowStream:
 
     def _next_run(self) -> Rows | None:
         if self._runs is None:
-            self._runs = self._source.iter_blocks(self._max_bytes)
+            self._runs = (
+                self._source.iter_blocks(self._max_bytes)
+                if self._stop is None
+                else self._source.iter_range(self.first_row, self._stop, self._max_bytes)
+            )
         run = next(self._runs, None)
         if run is not None:
             self._n_read += check_rows(run, self._source, self._n_read)

@@ -15,6 +15,9 @@ from typing import Any, Final
 
 from streamtrain.errors import Argument, Fix, InputError, StreamtrainError, StreamtrainWarning
 from streamtrain.ingestion.append import AppendedSource, appended_source, in_columns_of, n_full_shards, unnamed_columns
+from streamtrain.ingestion.cluster.cluster_shards import check_workers, write_on
+from streamtrain.ingestion.cluster.connection import Cluster, connect
+from streamtrain.ingestion.cluster.portable import portable
 from streamtrain.ingestion.request import (
     IngestRequest,
     IngestSizes,
@@ -111,11 +114,14 @@ def run_ingest(
     mode: Mode = "create",
     resume: bool = False,
     say: Say | None = None,
+    scheduler: object = None,
 ) -> Dataset:
     """Write a source as a dataset, as its only writer; see `ingest`."""
     files, say = files or Files(), say or _say_nothing
     if resume:
         check_rereadable(source)
+    if scheduler is not None:
+        portable(source)
     check_outside(path, source)
     check_names(path, (field.name for field in source.fields))
     with writer_lock(path, files):
@@ -123,9 +129,9 @@ def run_ingest(
         check_destination(path, mode, resume=resume)
         interrupted = find_interrupted(path, mode) if resume else None
         if interrupted is not None:
-            _resume(source, interrupted, path, request, files, say)
+            _resume(source, interrupted, path, request, files, say, scheduler)
         elif not (resume and _is_complete(source, path, request, mode, say)):
-            _begin(source, path, request, mode, files, say)
+            _begin(source, path, request, mode, files, say, scheduler)
         # Opened before another writer can replace it.
         return open_dataset(path)
 
@@ -173,7 +179,9 @@ def _is_complete(source: Source, path: Path, request: IngestRequest, mode: Mode,
     return True
 
 
-def _begin(source: Source, path: Path, request: IngestRequest, mode: Mode, files: Files, say: Say) -> None:
+def _begin(
+    source: Source, path: Path, request: IngestRequest, mode: Mode, files: Files, say: Say, scheduler: object
+) -> None:
     base = open_dataset(path) if mode == "append" else None
     if base is not None:
         check_foreign_files(path, base.layout)
@@ -183,15 +191,28 @@ def _begin(source: Source, path: Path, request: IngestRequest, mode: Mode, files
     with _stream(whole, request) as stream:
         layout, sizes = plan_ingest(whole, stream, request)
         header = _header(mode if folder != path else "create", base, layout, whole, request)
-        check_disk_space(path.parent, layout, files, n_kept=0 if base is None else n_full_shards(base))
+        n_kept = 0 if base is None else n_full_shards(base)
+        check_disk_space(path.parent, layout, files, n_kept=n_kept)
         _tell(warning_of_memory(path.parent, layout), say)
-        begin_folder(folder, path, lambda fresh: begin_journal(fresh, header, files), files)
-        work = IngestTask(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards={})
-        _write(work, sizes, stream, request, files, say)
+        with connect(scheduler, whole, layout, request) as cluster:
+
+            def begin(fresh: Path) -> None:
+                begin_journal(fresh, header, files)
+                check_workers(cluster, fresh, n_kept)
+
+            begin_folder(folder, path, begin, files)
+            work = IngestTask(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards={})
+            _write(work, sizes, stream, request, files, say, cluster=cluster)
 
 
 def _resume(
-    source: Source, interrupted: InterruptedIngest, path: Path, request: IngestRequest, files: Files, say: Say
+    source: Source,
+    interrupted: InterruptedIngest,
+    path: Path,
+    request: IngestRequest,
+    files: Files,
+    say: Say,
+    scheduler: object,
 ) -> None:
     """Finish an interrupted ingest: the shards of its journal stay, if they are what was written."""
     header, folder = interrupted.header, interrupted.folder
@@ -212,7 +233,10 @@ def _resume(
         sizes = sizes_for_request(layout, whole, stream, request)
         check_disk_space(path.parent, layout, files, n_kept=n_linked + len(shards))
         work = IngestTask(path=path, folder=folder, header=header, source=whole, own=source, base=base, shards=shards)
-        _write(work, sizes, stream, request, files, say, is_begun=True)
+        with connect(scheduler, whole, layout, request) as cluster:
+            # Outside of what an error may remove: the shards that are done stay.
+            check_workers(cluster, folder, n_linked + len(shards))
+            _write(work, sizes, stream, request, files, say, is_begun=True, cluster=cluster)
 
 
 def _write(
@@ -224,6 +248,7 @@ def _write(
     say: Say,
     *,
     is_begun: bool = False,
+    cluster: Cluster | None = None,
 ) -> None:
     """Write what is missing, commit it, and put it in its place."""
     layout, whole = work.header.layout, work.source
@@ -243,7 +268,9 @@ def _write(
                 ThreadPoolExecutor(sizes.n_workers, thread_name_prefix="streamtrain-ingest") as pool,
             ):
                 compare = is_begun and not is_fingerprinted(work.own)
-                if stream is None:
+                if cluster is not None:
+                    tallies, n_samples = write_on(cluster, writer, progress, compare=compare), layout.n_samples
+                elif stream is None:
                     tallies = write_shards(whole, writer, sizes, pool=pool, progress=progress, compare=compare)
                     n_samples = layout.n_samples
                 else:

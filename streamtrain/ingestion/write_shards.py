@@ -7,10 +7,11 @@ gives their statistics and checksums, and shows whether they are what was writte
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Executor
 from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -22,12 +23,13 @@ from streamtrain.ingestion.request import IngestSizes
 from streamtrain.ingestion.row_stream import check_rows, part_ranges
 from streamtrain.ingestion.sources.base import Rows, Source
 from streamtrain.store.layout import Layout
-from streamtrain.store.shard import DamagedShard, reread
+from streamtrain.store.shard import DamagedShard, StoredFile, reread
 from streamtrain.store.statistics import FieldTally
-from streamtrain.store.writing.writer import DatasetWriter, encode_part
+from streamtrain.store.writing.writer import DatasetWriter, OpenShard, encode_part
 from streamtrain.system.display.progress_bar import ByteProgress
 
 ReadRows = Callable[[int, int], Rows]
+Tallies = tuple[FieldTally, ...]
 
 
 def shard_rows(layout: Layout, shard: int) -> tuple[int, int]:
@@ -48,20 +50,25 @@ def tally_kept(writer: DatasetWriter, shard: int, progress: ByteProgress) -> tup
 
 
 def _tally(writer: DatasetWriter, shard: int, progress: ByteProgress) -> tuple[FieldTally, ...]:
-    layout = writer.layout
+    totals, checksums = read_back(writer.path, writer.layout, shard, writer.kept[shard], progress.advance)
+    writer.adopt(shard, checksums)
+    return totals
+
+
+def read_back(
+    folder: Path, layout: Layout, shard: int, stored: Sequence[StoredFile], advance: Callable[[int], object]
+) -> tuple[Tallies, npt.NDArray[np.uint32]]:
+    """Read a shard back; return its tallies and the checksums of its blocks."""
     ranges = list(part_ranges(layout, *shard_rows(layout, shard)))
     totals = tuple(FieldTally(field) for field in layout.fields)
     checksums: list[npt.NDArray[np.uint32]] = []
-    for (start, stop), (rows, found) in zip(
-        ranges, reread(writer.path, layout, shard, writer.kept[shard], ranges), strict=True
-    ):
+    for (start, stop), (rows, found) in zip(ranges, reread(folder, layout, shard, stored, ranges), strict=True):
         for total in totals:
             values = rows[total.field.name]
             total.add_part(values, first_row=start, block_rows=layout.block_rows)
         checksums.append(found)
-        progress.advance((stop - start) * layout.row_bytes)
-    writer.adopt(shard, np.concatenate(checksums))
-    return totals
+        advance((stop - start) * layout.row_bytes)
+    return totals, np.concatenate(checksums)
 
 
 def check_kept(writer: DatasetWriter, shard: int, source: ReadRows) -> None:
@@ -81,13 +88,18 @@ def check_kept(writer: DatasetWriter, shard: int, source: ReadRows) -> None:
                     )
 
 
+def check_all_kept(writer: DatasetWriter, source: ReadRows) -> None:
+    """Compare all kept shards but those of the dataset that is appended to."""
+    for shard in sorted(writer.kept):
+        if shard >= writer.n_linked:
+            with suppress(DamagedShard):  # it is made again
+                check_kept(writer, shard, source)
+
+
 def _bytes(values: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
     if values.dtype == object:
         return values
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-
-
-Tallies = tuple[FieldTally, ...]
 
 
 def write_shards(
@@ -103,10 +115,7 @@ def write_shards(
     layout = writer.layout
     if compare:
         # All of them before the first is written: no shard of another source may come among them.
-        for shard in sorted(writer.kept):
-            if shard >= writer.n_linked:
-                with suppress(DamagedShard):  # it is made again
-                    check_kept(writer, shard, source.read)
+        check_all_kept(writer, source.read)
     stop = threading.Event()
     task = partial(_keep_or_write, source, writer, stop, progress)
     totals = tuple(FieldTally(field) for field in layout.fields)
@@ -152,17 +161,29 @@ def _keep_or_write(
 def _write_shard(
     source: Source, writer: DatasetWriter, stop: threading.Event, progress: ByteProgress, shard: int
 ) -> Tallies:
-    layout = writer.layout
-    start, end = shard_rows(layout, shard)
-    totals = tuple(FieldTally(field) for field in layout.fields)
     with writer.shard(shard) as out:
-        for first_row, end_row in part_ranges(layout, start, end):
-            if stop.is_set():
-                raise CancelledError
-            rows = source.read(first_row, end_row)
-            check_rows(rows, source, first_row, end_row - first_row)
-            part = encode_part(rows, layout, first_row)
-            out.append(part)
-            part.count_into(totals, layout.block_rows)
-            progress.advance(part.n_bytes)
+        return fill_shard(source, writer.layout, shard, out, stop.is_set, progress.advance)
+
+
+def fill_shard(
+    source: Source,
+    layout: Layout,
+    shard: int,
+    out: OpenShard,
+    is_stopped: Callable[[], bool],
+    advance: Callable[[int], object],
+    *,
+    read: ReadRows | None = None,
+) -> Tallies:
+    """Read, encode and write the rows of one shard, part by part; ``read`` takes the place of the source's."""
+    totals = tuple(FieldTally(field) for field in layout.fields)
+    for first_row, end_row in part_ranges(layout, *shard_rows(layout, shard)):
+        if is_stopped():
+            raise CancelledError
+        rows = (read or source.read)(first_row, end_row)
+        check_rows(rows, source, first_row, end_row - first_row)
+        part = encode_part(rows, layout, first_row)
+        out.append(part)
+        part.count_into(totals, layout.block_rows)
+        advance(part.n_bytes)
     return totals

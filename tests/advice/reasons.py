@@ -36,7 +36,25 @@ _REASONS: Final[dict[str, tuple[str, ...]]] = {
     "needs NFS and another user; followed in `test_lock.py`": (
         "store/writing/lock.py:_flock: delete it if nobody writes there",
     ),
+    "needs workers of a cluster; tests/ingestion/cluster has some": (
+        "ingestion/cluster/cluster_shards.py:check_workers: wait until it is free, or restart it",
+        "ingestion/cluster/cluster_shards.py:check_workers: give every worker the same versions and the same file "
+        "systems, at the same paths",
+        "ingestion/cluster/cluster_shards.py:_Shards._result: workers with more memory, or see why in their logs",
+        "ingestion/cluster/cluster_shards.py:_Shards._result: see the worker's log",
+        "ingestion/cluster/cluster_shards.py:_lost: start it again",
+        "ingestion/cluster/connection.py:_sizes: memory={}",
+        "ingestion/cluster/connection.py:_check_limits: memory={}",
+        "ingestion/cluster/connection.py:_unreachable: check the address",
+        "ingestion/cluster/connection.py:_unreachable: start one there (dask scheduler), or check the address",
+        "ingestion/cluster/connection.py:no_worker: start some: dask worker ADDRESS",
+        "ingestion/cluster/portable.py:check_scheduler: Client(address), without asynchronous=True",
+    ),
+    "needs a script of its own; tests/ingestion/cluster has one": (
+        'ingestion/cluster/connection.py:_processes: put what is to run once under if __name__ == "__main__":',
+    ),
     "installs a package": (
+        "ingestion/cluster/portable.py:library: pip install 'streamtrain[cluster]'",
         "diagnostics/profile_charts.py:check_can_draw: pip install 'streamtrain[plot]', or png=False",
         "diagnostics/history_plot.py:plot: pip install 'streamtrain[plot]'",
         "ingestion/sources/tables/arrow.py:arrow: pip install 'streamtrain[arrow]'",

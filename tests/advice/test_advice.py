@@ -31,6 +31,7 @@ from streamtrain.errors import Argument, Fix
 from tests.advice import (
     best,
     calls,
+    clusters,
     command_line,
     given,
     hierarchies,
@@ -70,6 +71,7 @@ def settled_remedies(settled_heap: None) -> None:
 ROOMS = [
     best,
     calls,
+    clusters,
     command_line,
     given,
     hierarchies,

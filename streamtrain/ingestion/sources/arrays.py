@@ -252,18 +252,24 @@ class DaskSource(NamedArrays):
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
         """Yield views of the chunks, cut where these are longer than ``max_bytes``."""
+        return self.iter_range(0, self.n_samples, max_bytes)
+
+    @property
+    def has_ranges(self) -> bool:
+        return True
+
+    def iter_range(self, start: int, stop: int, max_bytes: int) -> Iterator[Rows]:
         n_rows = rows_within(max_bytes, self.fields)
         with ExitStack() as stack:
-            runs = [stack.enter_context(closing(self._chunks(field, n_rows))) for field in self.fields]
+            runs = [stack.enter_context(closing(self._chunks(field, n_rows, start, stop))) for field in self.fields]
             for rows in align_streams(runs):
                 yield from pieces(rows, n_rows)
                 # The chunk goes before the next one is computed.
                 del rows
 
-    def _chunks(self, field: Field, n_rows: int) -> Generator[Rows, None, None]:
+    def _chunks(self, field: Field, n_rows: int, start: int, stop: int) -> Generator[Rows, None, None]:
         array = self.arrays[field.name]
-        start = 0
-        for length in _lengths(array, n_rows):
+        for length in _lengths(array[start:stop], n_rows):
             yield {field.name: _computed(array, field, start, start + length)}
             start += length
 

@@ -261,6 +261,17 @@ class Source(ABC):
         for start in range(0, self.n_samples, n_rows):
             yield self.read(start, min(start + n_rows, self.n_samples))
 
+    @property
+    def has_ranges(self) -> bool:
+        """Whether `iter_range` gives any range of rows; what is stored together with its ends is read for it, too."""
+        return self.seekable
+
+    def iter_range(self, start: int, stop: int, max_bytes: int) -> Iterator[Rows]:
+        """Yield rows [start, stop) in order, as `iter_blocks` does with all; by default runs that `read` gives."""
+        n_rows = rows_within(max_bytes, self.fields)
+        for first in range(start, stop, n_rows):
+            yield self.read(first, min(first + n_rows, stop))
+
 
 def check_source(source: object, of: str) -> Source:
     """Refuse a plug-in's source that is not a `Source`, or lacks what one has."""

@@ -76,6 +76,17 @@ class Concatenation(Source):
         part, first, end = self._part_of(start)
         return part.read(start - first, stop - first) if stop <= end else self._read_across(start, stop)
 
+    @property
+    def has_ranges(self) -> bool:
+        return all(part.has_ranges for part in self.parts)
+
+    def iter_range(self, start: int, stop: int, max_bytes: int) -> Iterator[Rows]:
+        while start < stop:
+            part, first, last = self._part_of(start)
+            end = min(stop, last)
+            yield from part.iter_range(start - first, end - first, max_bytes)
+            start = end
+
     def _read_across(self, start: int, stop: int) -> Rows:
         out = {field.name: field.empty(stop - start) for field in self.fields}
         # In small pieces, so that no part's share is held a second time.
@@ -193,9 +204,22 @@ class LabelledSource(Source):
     def read(self, start: int, stop: int) -> Rows:
         return {**self.features.read(start, stop), **self._as_labels(self.labels.read(start, stop), start)}
 
+    @property
+    def has_ranges(self) -> bool:
+        return self.features.has_ranges and self.labels.has_ranges
+
+    def iter_range(self, start: int, stop: int, max_bytes: int) -> Iterator[Rows]:
+        n_rows = rows_within(max_bytes, self.fields)
+        features = self.features.iter_range(start, stop, n_rows * _row_bytes(self.features))
+        labels = self._labels_of(self.labels.iter_range(start, stop, n_rows * _row_bytes(self.labels)), start)
+        for rows in align_streams([features, labels]):
+            yield from pieces(rows, n_rows)
+
     def _labels(self, max_bytes: int) -> Iterator[Rows]:
-        n_done = 0
-        for rows in self.labels.iter_blocks(max_bytes):
+        return self._labels_of(self.labels.iter_blocks(max_bytes), 0)
+
+    def _labels_of(self, runs: Iterator[Rows], n_done: int) -> Iterator[Rows]:
+        for rows in runs:
             yield self._as_labels(rows, n_done)
             n_done += n_rows_of(rows)
 
@@ -283,6 +307,13 @@ class StrippedClasses(Source):
     def read(self, start: int, stop: int) -> Rows:
         return self._numbered(self.source.read(start, stop))
 
+    @property
+    def has_ranges(self) -> bool:
+        return self.source.has_ranges
+
+    def iter_range(self, start: int, stop: int, max_bytes: int) -> Iterator[Rows]:
+        yield from map(self._numbered, self.source.iter_range(start, stop, max_bytes))
+
     def _numbered(self, rows: Rows) -> Rows:
         return {**rows, TARGET: self._numbers[rows[TARGET]]}
 
@@ -320,13 +351,22 @@ class ClassCheckedSource(Source):
         return self.source.where(row)
 
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
-        n_done = 0
-        for rows in self.source.iter_blocks(max_bytes):
-            yield self._checked(rows, n_done)
-            n_done += n_rows_of(rows)
+        yield from self._checked_runs(self.source.iter_blocks(max_bytes), 0)
 
     def read(self, start: int, stop: int) -> Rows:
         return self._checked(self.source.read(start, stop), start)
+
+    @property
+    def has_ranges(self) -> bool:
+        return self.source.has_ranges
+
+    def iter_range(self, start: int, stop: int, max_bytes: int) -> Iterator[Rows]:
+        yield from self._checked_runs(self.source.iter_range(start, stop, max_bytes), start)
+
+    def _checked_runs(self, runs: Iterator[Rows], n_done: int) -> Iterator[Rows]:
+        for rows in runs:
+            yield self._checked(rows, n_done)
+            n_done += n_rows_of(rows)
 
     def _checked(self, rows: Rows, first_row: int) -> Rows:
         labels = rows[TARGET]

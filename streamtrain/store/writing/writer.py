@@ -164,15 +164,45 @@ def _encoded_blocks(rows: Array, field: Field, layout: Layout) -> Iterator[bytes
 
 
 class OpenShard:
-    """The files of one shard, one per field, being written together; made by `DatasetWriter.shard`."""
+    """The files of one shard, one per field, being written together; made by `open_shard`."""
 
-    def __init__(self, writers: Sequence[ShardWriter]) -> None:
-        self._writers = writers
+    def __init__(self, files: Sequence[FileWriter], shard_blocks: int) -> None:
+        self.files = files
+        self._writers = [ShardWriter(file, shard_blocks) for file in files]
+
+    @property
+    def stored(self) -> tuple[StoredFile, ...]:
+        """The files so far."""
+        return tuple(writer.stored for writer in self._writers)
+
+    @property
+    def checksums(self) -> npt.NDArray[np.uint32]:
+        """The checksums of the blocks so far, of shape (n_blocks, n_fields)."""
+        return np.array([writer.checksums for writer in self._writers], np.uint32).T
 
     def append(self, part: EncodedPart) -> None:
         """Write the next blocks of every field."""
         for writer, blocks in zip(self._writers, part.blocks, strict=True):
             writer.append(*blocks)
+
+    def write_indexes(self) -> None:
+        """Write what ends the files."""
+        for writer in self._writers:
+            writer.finish()
+
+
+@contextmanager
+def open_shard(folder: Path, layout: Layout, shard: int, files: Files) -> Iterator[OpenShard]:
+    """Write one shard of every field, into directories that are there; its files are the caller's to finish then."""
+    with ExitStack() as unfinished:
+        begun: list[FileWriter] = []
+        for field in layout.fields:
+            begun.append(files.begin(folder / zarr_metadata.shard_key(field, shard)))
+            unfinished.callback(begun[-1].abandon)
+        out = OpenShard(begun, layout.shard_blocks)
+        yield out
+        out.write_indexes()
+        unfinished.pop_all()
 
 
 class DatasetWriter:
@@ -215,21 +245,29 @@ class DatasetWriter:
     @contextmanager
     def shard(self, shard: int) -> Iterator[OpenShard]:
         """Write one shard of every field; after the ``with`` block its files become durable in the background."""
-        keys = [zarr_metadata.shard_key(field, shard) for field in self.layout.fields]
-        with ExitStack() as unfinished:
-            files = []
-            for key in keys:
-                files.append(self._begin(key))
-                unfinished.callback(files[-1].abandon)
-            writers = [ShardWriter(file, self.layout.shard_blocks) for file in files]
-            yield OpenShard(writers)
-            for writer in writers:
-                writer.finish()
-            unfinished.pop_all()
-        stored = tuple(writer.stored for writer in writers)
-        self._flusher.add(files, then=partial(self._journal.add, shard, stored))
-        self._stored.update(zip(keys, stored, strict=True))
-        self._checksums[shard] = np.array([writer.checksums for writer in writers], np.uint32).T
+        self.make_room(shard)
+        with open_shard(self.path, self.layout, shard, self._files) as out:
+            yield out
+        stored = out.stored
+        self._flusher.add(out.files, then=partial(self._journal.add, shard, stored))
+        self._stored.update(zip(self._keys(shard), stored, strict=True))
+        self._checksums[shard] = out.checksums
+
+    def make_room(self, shard: int) -> None:
+        """Make the directories of a shard's files."""
+        for key in self._keys(shard):
+            self._files.ensure_dir((self.path / key).parent, flush_folder=False)
+
+    def take(self, shard: int, stored: tuple[StoredFile, ...], checksums: npt.NDArray[np.uint32]) -> None:
+        """Take over a shard that another process wrote: its files are durable, their names are not yet."""
+        for key in self._keys(shard):
+            self._flusher.cover((self.path / key).parent)
+        self._flusher.add([], then=partial(self._journal.add, shard, stored))
+        self._stored.update(zip(self._keys(shard), stored, strict=True))
+        self._checksums[shard] = checksums
+
+    def _keys(self, shard: int) -> list[str]:
+        return [zarr_metadata.shard_key(field, shard) for field in self.layout.fields]
 
     def commit(
         self,
@@ -270,10 +308,15 @@ class DatasetWriter:
                 )
                 for name, stats in statistics.items()
             },
-            files=self._stored,
+            files=self._in_order(),
             schema=facts,
         )
         self._write_root(manifest)
+
+    def _in_order(self) -> dict[str, StoredFile]:
+        """Return all files, shards first and in order, whichever was finished first."""
+        keys = [key for shard in range(self.layout.n_shards) for key in self._keys(shard)]
+        return {key: self._stored[key] for key in keys} | self._stored
 
     def _write_root(self, manifest: Manifest) -> None:
         # All that the manifest describes is durable before it is, and that before the root.

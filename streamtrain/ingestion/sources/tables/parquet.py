@@ -5,6 +5,7 @@ A first pass checks every value, the second reads.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def _probe(path: Path, options: SourceOptions) -> TableSource:
     source = table_source(
         path, chosen, columns, n_rows, facts, partial(_runs, path, footer), where, header=partial(_names, path)
     )
+    source.range_runs = partial(_range_runs, path)
     row_bytes = sum(field.row_bytes for field in source.fields)
     source.reading = ReadingMemory(
         lasting_bytes=COLUMN_BYTES * footer.n_columns,
@@ -220,22 +222,35 @@ def _runs(
     path: Path, footer: _Footer, max_bytes: int, chosen: ChosenColumns, dtypes: TableDtypes
 ) -> Iterator[TableRun]:
     """Read the rows, in runs of about so many bytes."""
-    row_bytes = _row_bytes(chosen, dtypes)
-    if footer.n_groups == 1 and footer.most_rows * row_bytes <= max_bytes:
+    if footer.n_groups == 1 and footer.most_rows * _row_bytes(chosen, dtypes) <= max_bytes:
         run = _whole(path, chosen, dtypes)
         # The file is closed by now, and the memory of its footer is free for others.
         return_freed()
         yield run
         return
-    for group in _row_groups(path, chosen):
+    yield from _range_runs(path, max_bytes, chosen, dtypes, 0, sys.maxsize)
+
+
+def _range_runs(
+    path: Path, max_bytes: int, chosen: ChosenColumns, dtypes: TableDtypes, start: int, stop: int
+) -> Iterator[TableRun]:
+    """Read the rows [start, stop), in runs of about so many bytes; of other row groups only what the footer says."""
+    row_bytes = _row_bytes(chosen, dtypes)
+    for group in _row_groups(path, chosen, start=start, stop=stop):
+        first, end = max(0, start - group.first_row), min(group.n_rows, stop - group.first_row)
         if group.n_rows * row_bytes > max_bytes and _bytes_of_all(group, chosen) <= max_bytes // 2:
-            for _, batch in _batches(group, list(chosen.names), max_bytes // 2):
-                yield run_of(batch, chosen, dtypes)
+            for row, batch in _batches(group, list(chosen.names), max_bytes // 2):
+                if row >= end:
+                    break
+                if row + batch.num_rows > first:
+                    skipped = max(0, first - row)
+                    part = batch.slice(skipped, min(end - row, batch.num_rows) - skipped)
+                    yield run_of(part, chosen, dtypes)
             continue
         # All columns at once may be larger than memory: some at a time, for every run of rows anew.
         step = max(1, max_bytes // row_bytes)
-        for start in range(0, group.n_rows, step):
-            yield _run_by_columns(group, start, min(start + step, group.n_rows), chosen, dtypes)
+        for row in range(first, end, step):
+            yield _run_by_columns(group, row, min(row + step, end), chosen, dtypes)
 
 
 def _whole(path: Path, chosen: ChosenColumns, dtypes: TableDtypes) -> TableRun:
@@ -288,21 +303,30 @@ class _RowGroup:
     path: Path
     file: Any
     number: int
+    first_row: int
     n_rows: int
     column_bytes: int  # of a column on average, not compressed
     label: str | None
     label_bytes: int
 
 
-def _row_groups(path: Path, chosen: ChosenColumns, metadata: Any = None) -> Generator[_RowGroup, None, None]:
+def _row_groups(
+    path: Path, chosen: ChosenColumns, metadata: Any = None, *, start: int = 0, stop: int = sys.maxsize
+) -> Generator[_RowGroup, None, None]:
+    """Yield the row groups that hold some of the rows [start, stop)."""
+    n_before = 0
     with reading_parquet(str(path)), open_file(path, chosen.label, metadata) as file:
         label = _place_of_texts(file.schema_arrow, chosen.label)
         for number in range(file.num_row_groups):
             described = file.metadata.row_group(number)
+            first_row, n_before = n_before, n_before + described.num_rows
+            if n_before <= start or first_row >= stop:
+                continue
             yield _RowGroup(
                 path=path,
                 file=file,
                 number=number,
+                first_row=first_row,
                 n_rows=described.num_rows,
                 column_bytes=described.total_byte_size // max(1, described.num_columns),
                 label=chosen.label,

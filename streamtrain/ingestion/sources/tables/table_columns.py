@@ -92,6 +92,9 @@ class ValuesMissing(Exception):
 Runs = Callable[[int, ChosenColumns, TableDtypes], Iterator[TableRun]]
 """Reads the columns, in runs of about so many bytes; raises `ValuesMissing`."""
 
+RangeRuns = Callable[[int, ChosenColumns, TableDtypes, int, int], Iterator[TableRun]]
+"""Reads the rows [start, stop) so."""
+
 
 def choose_columns(
     header: Sequence[str], options: SourceOptions, where: str, metadata: Mapping[bytes, bytes] | None = None
@@ -177,6 +180,7 @@ class TableSource(Source):
     place: Callable[[int], str]
     reading: ReadingMemory
     header: Callable[[], Sequence[str]] = tuple  # names all columns of the file
+    range_runs: RangeRuns | None = None
     seekable = False
 
     def where(self, row: int) -> str:
@@ -185,13 +189,23 @@ class TableSource(Source):
     def iter_blocks(self, max_bytes: int) -> Iterator[Rows]:
         """Yield all rows in order; refuse a file that is not what the survey found."""
         with returning_memory():
-            yield from self._iter_runs(max_bytes)
+            yield from self._iter_runs(self.runs(max_bytes, self.chosen, self._dtypes()), max_bytes, 0, self.n_samples)
 
-    def _iter_runs(self, max_bytes: int) -> Iterator[Rows]:
+    @property
+    def has_ranges(self) -> bool:
+        return self.range_runs is not None
+
+    def iter_range(self, start: int, stop: int, max_bytes: int) -> Iterator[Rows]:
+        assert self.range_runs is not None
+        with returning_memory():
+            runs = self.range_runs(max_bytes, self.chosen, self._dtypes(), start, stop)
+            yield from self._iter_runs(runs, max_bytes, start, stop)
+
+    def _iter_runs(self, runs: Iterator[TableRun], max_bytes: int, start: int, stop: int) -> Iterator[Rows]:
         n_rows = rows_within(min(max_bytes, MOST_PIECE_BYTES), self.fields)
-        n_done = 0
+        n_done = start
         try:
-            for run in self.runs(max_bytes, self.chosen, self._dtypes()):
+            for run in runs:
                 rows = {field.name: self._field(field, run, n_done) for field in self.fields}
                 n_done += run.n_rows
                 del run
@@ -199,7 +213,7 @@ class TableSource(Source):
                 del rows
         except ValuesMissing as missing:
             raise self._changed(f"column {str(missing)!r} has missing values that were there before") from None
-        if n_done != self.n_samples:
+        if n_done != stop:
             raise self._changed(f"{n_done:,} rows now, {self.n_samples:,} when it was opened")
 
     def _dtypes(self) -> TableDtypes:

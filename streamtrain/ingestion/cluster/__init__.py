@@ -1,0 +1,1 @@
+"""An ingest on a cluster: whole-shard tasks on dask.distributed."""
