@@ -45,6 +45,7 @@ PLACES = {
     "pyarrow": ("ingestion", "training.inference.writers"),
     "dask": ("ingestion",),
     "distributed": ("ingestion.cluster",),
+    "toolz": ("ingestion.cluster",),  # which distributed brings
     "h5py": ("ingestion.sources.hierarchies",),
     "click": ("cli",),
     "matplotlib": ("diagnostics",),
@@ -212,7 +213,7 @@ def test_libraries_stay_in_their_place(package: str) -> None:
 def test_what_is_imported_is_declared_and_used() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {line.split(">=")[0] for line in project["dependencies"]}
-    extra = {"PIL", "pyarrow", "matplotlib", "pandas", "transformers", "h5py", "distributed"}
+    extra = {"PIL", "pyarrow", "matplotlib", "pandas", "transformers", "h5py", "distributed", "toolz"}
     type_checkers = {"_typeshed"}
     used = {name for module in MODULES for name in distributions(module)} - sys.stdlib_module_names - {"streamtrain"}
     assert used - extra - type_checkers == core

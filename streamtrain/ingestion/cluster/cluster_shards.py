@@ -13,7 +13,15 @@ from typing import Any, Final
 
 from streamtrain.errors import ResourceError, StallError, StreamtrainError, UsageError, first_line
 from streamtrain.ingestion.append import AppendedSource
-from streamtrain.ingestion.cluster.connection import AT_ONCE, START_SECONDS, Cluster, no_worker, wait_for, workers_of
+from streamtrain.ingestion.cluster.connection import (
+    AT_ONCE,
+    START_SECONDS,
+    Cluster,
+    no_worker,
+    submit,
+    wait_for,
+    workers_of,
+)
 from streamtrain.ingestion.cluster.portable import mapped_files
 from streamtrain.ingestion.cluster.shard_task import (
     HEAD_BYTES,
@@ -50,10 +58,9 @@ def check_workers(cluster: Cluster | None, folder: Path, n_kept: int) -> None:
     if cluster is None:
         return
     terms = _terms(cluster, folder, n_kept)
+    ask = partial(difference, terms)
     asked = {
-        cluster.client.submit(
-            difference, terms, workers=[address], allow_other_workers=False, pure=False, retries=0
-        ): address
+        submit(cluster.client, ask, workers=[address], allow_other_workers=False, retries=0): address
         for address in cluster.workers
     }
     with suppress(TimeoutError):
@@ -158,10 +165,9 @@ class _Shards:
             shard = self._n_given
             self._writer.make_room(shard)
             stored = self._writer.kept.get(shard)
-            future = self._client.submit(
-                make_shard, self._task, shard, stored, self._writer.n_linked, pure=False, retries=_RETRIES,
-                key=f"streamtrain-shard-{self._task.run}-{shard}",
-            )  # fmt: skip
+            task = partial(make_shard, self._task, shard, stored, self._writer.n_linked)
+            key = f"streamtrain-shard-{self._task.run}-{shard}"
+            future = submit(self._client, task, key=key, retries=_RETRIES)
             self._running[future] = shard
             self._n_given += 1
 

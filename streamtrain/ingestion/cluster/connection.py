@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import methodcaller
 from typing import Any, Final
 
 from streamtrain.errors import (
@@ -165,6 +166,14 @@ def _unreachable(scheduler: object, error: BaseException) -> StreamtrainError:
 def workers_of(client: Any) -> dict[str, Any]:
     """Return what a scheduler says of the workers that are there, by their addresses."""
     return dict(client.scheduler_info()["workers"])
+
+
+def submit(client: Any, task: Callable[[], Any], **how: Any) -> Any:
+    """Hand a task out as bytes, in terms of libraries that a scheduler has: it need not know of ours."""
+    from distributed.protocol.pickle import dumps, loads
+    from toolz import pipe
+
+    return client.submit(pipe, dumps(task), loads, methodcaller("__call__"), pure=False, **how)
 
 
 def wait_for(client: Any, futures: Iterable[Any], seconds: float, *, first: bool = False) -> list[Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,12 @@ def npy(folder: Path) -> dict[str, Any]:
 def raw(folder: Path) -> dict[str, Any]:
     X.tofile(folder / "x.bin")
     return {"source": folder / "x.bin", "dtype": "uint8", "shape": (24,)}
+
+
+def hdf5(folder: Path) -> dict[str, Any]:
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["x"], file["y"] = X, Y
+    return {"source": folder / "a.h5"}
 
 
 def several_files(folder: Path) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def lazy_rows(path: Path, number: int) -> Any:
     ("given", "codec"),
     [
         *((npy, codec) for codec in ("none", "lz4", "zstd")),
-        *((of, "lz4") for of in (raw, several_files, parquet_beside_npy, memmap, chunks)),
+        *((of, "lz4") for of in (raw, hdf5, several_files, parquet_beside_npy, memmap, chunks)),
         *((parquet, codec) for codec in ("auto", "none")),
     ],
 )

@@ -129,6 +129,9 @@ def test_workers_and_a_scheduler_of_their_own(
     monkeypatch.setattr(cluster_shards, "_LOOK_SECONDS", 0.2)
     monkeypatch.chdir(files)
     (files / "elsewhere").mkdir()
+    # Python looks where it begins first: nothing of ours runs on the scheduler.
+    (files / "without").mkdir()
+    (files / "without" / "streamtrain.py").write_text("raise ImportError")
     port = itertools.count(29_000 + os.getpid() % 1000)
     address = f"tcp://127.0.0.1:{next(port)}"
     no_nanny = ("--no-nanny", "--nthreads", "2", "--no-dashboard", "--host", "127.0.0.1")
@@ -137,7 +140,7 @@ def test_workers_and_a_scheduler_of_their_own(
     words += ["--scheduler", address]
     with process(
         "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2],
-        "--no-dashboard", cwd=files,
+        "--no-dashboard", cwd=files / "without",
     ) as scheduler:  # fmt: skip
         with process(*worker, cwd=files / "elsewhere") as first:
             thread = when_begun(files / "d.zarr", first.kill)
