@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,7 @@ import psutil
 
 import streamtrain as st
 from scripts.faults.dying_workers import MOMENTS, DyingWorkers
-from scripts.runner import Result, median_ratio, new_parser, require_disk, rounds, run
+from scripts.runner import Result, median_ratio, new_parser, parse_sampled, require_disk, rounds, run
 from streamtrain.ingestion.cluster import cluster_shards
 from streamtrain.store.writing.staging import temporaries
 from streamtrain.system.units import parse_bytes
@@ -42,7 +42,9 @@ SILENT: Final = logging.CRITICAL + 1
 def main() -> None:
     """Prove it, print each result, and end with 1 where something is wrong."""
     parser = new_parser(__doc__, size="1GB", memory="256MB", repeats=3, codecs=["none", "lz4", "zstd"], folder=None)
-    results = run(parser.parse_args(), measure, describe, packages=("dask", "distributed"))
+    results = run(
+        parse_sampled(parser, "shard in which workers die"), measure, describe, packages=("dask", "distributed")
+    )
     raise SystemExit(any(result["wrong"] for result in results))
 
 
@@ -65,7 +67,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> Iterator[Result]:
             yield seconds(folder, client, sources["npy"], how, arguments.repeats)
             yield memory(folder, client, sources["npy"], how)
     how = {**given, "codec": "lz4"}
-    yield killed(folder, sources["npy"], how)
+    yield killed(folder, sources["npy"], how, range(arguments.first, N_SHARDS, arguments.every))
     yield all_killed(folder, sources["npy"], how)
 
 
@@ -188,10 +190,10 @@ def watch(begins: bool, dask_worker: Any = None) -> int:
     return int(meter.peak_bytes)
 
 
-def killed(folder: Path, source: dict[str, Any], how: dict[str, Any]) -> Result:
-    """Kill a worker inside each shard, before and after its file has its name."""
+def killed(folder: Path, source: dict[str, Any], how: dict[str, Any], shards: Sequence[int]) -> Result:
+    """Kill a worker inside each of some shards, before and after its file has its name."""
     alone = ingested(folder, "alone", source, how, overwrite=True)
-    deaths = [(shard, moment) for shard in range(N_SHARDS) for moment in MOMENTS]
+    deaths = [(shard, moment) for shard in shards for moment in MOMENTS]
     done = folder / "deaths"
     done.mkdir()
     # On a busy machine distributed may start no worker in place of one: then others go on.

@@ -143,11 +143,11 @@ class _Shards:
         while self._n_merged < layout.n_shards:
             self._give_out(layout.n_shards)
             for future in self._finished():
-                shard = self._running.pop(future)
-                self._take(shard, self._result(future, shard))
-                future.release()
-            while (made := self._made.pop(self._n_merged, None)) is not None:
-                merge(totals, made.tallies)
+                if (made := self._result(future, self._running[future])) is not None:
+                    self._take(self._running.pop(future), made)
+                    future.release()
+            while (next_made := self._made.pop(self._n_merged, None)) is not None:
+                merge(totals, next_made.tallies)
                 self._n_merged += 1
         return totals
 
@@ -196,18 +196,26 @@ class _Shards:
         if self._looked - self._alone_since > _ALONE_SECONDS:
             raise no_worker(self._client, _ALONE_SECONDS)
 
-    def _result(self, future: Any, shard: int) -> MadeShard:
+    def _result(self, future: Any, shard: int) -> MadeShard | None:
+        """Fetch the result of a shard; None where the worker that held it has died: then it is made again."""
         from distributed import KilledWorker
+        from distributed.comm import CommClosedError
 
         try:
-            made = future.result()
+            made = future.result(timeout=_LOOK_SECONDS)
         except (CancelledError, asyncio.CancelledError) as error:
+            raise _lost(self._client) from error
+        except CommClosedError as error:
+            # The shard may be made, and its result out of reach.
             raise _lost(self._client) from error
         except KilledWorker as error:
             where = f"shard {shard}, worker {error.last_worker.address}"
             what = f"{counted(error.allowed_failures + 1, 'worker')} died while making the shard"
             raise ResourceError(what, where=where, fix=_MORE_MEMORY) from error
         except Exception as error:
+            if isinstance(error, TimeoutError) and future.status != "error":
+                self._look()
+                return None
             own = error if isinstance(error, ResourceError) else ResourceError(first_line(error))
             raise ResourceError(
                 f"failed {_RETRIES + 1} times: {own.what}",
