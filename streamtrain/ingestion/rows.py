@@ -306,7 +306,7 @@ def _check_header(reader: TableReader, columns: Sequence[str], of: str, labels: 
     others = [name for name in columns if name not in reader.header]
     if others and set(others) <= set(labels):
         raise UsageError(
-            f"it has no column {listed(tuple(others))}, which holds the labels that {of} learned",
+            f"it has no column{'s' * (len(others) > 1)} {listed(tuple(others))}, with the labels that {of} learned",
             where=where,
             why=f"What is predicted is compared with them. It has {listed(tuple(reader.header))}",
             fix="data with its labels; predict takes data without",

@@ -108,8 +108,6 @@ def roles_in_a_stream(w: World) -> None:
 
 @world(
     f"{_CHOICE}choose_roles: leave columns= or exclude= out",
-    f"{_CHOICE}_check_named: did you mean {{}}?",
-    f"{_CHOICE}_check_named: name one of these",
     f"{_CHOICE}_check_named: name it once",
 )
 def names_of_columns(w: World) -> None:

@@ -177,8 +177,8 @@ def labels_in_a_table(w: World) -> None:
 
 
 @world(
-    f"{_COLUMNS}_check_chosen: did you mean {{}}?",
-    f"{_COLUMNS}_check_chosen: name one of these",
+    f"{_COLUMNS}check_there: did you mean {{}}?",
+    f"{_COLUMNS}check_there: name one of these",
     f"{_COLUMNS}_check_chosen: take it out of columns",
     f"{_COLUMNS}_check_chosen: name it once",
     f"{_COLUMNS}_check_chosen: name columns or a label column",
@@ -203,11 +203,17 @@ def a_table_without_rows(w: World) -> None:
     w.works("ingest u.csv d.zarr")
 
 
-@world(f"{_COLUMNS}in_order: {{}}, if it has them all; or ingest it as a dataset of its own")
+@world(
+    f"{_COLUMNS}in_order: {{}}; or ingest it as a dataset of its own",
+    f"{_COLUMNS}in_order: data with all of these columns; or ingest it as a dataset of its own",
+)
 def tables_of_other_columns(w: World) -> None:
     Path("a.csv").write_text("a,b\n1,2\n"), Path("b.csv").write_text("a,b,c\n1,2,3\n")
     w.typed("ingest a.csv b.csv d.zarr")
     w.works("ingest b.csv e.zarr")
+    w.refuses("ingest b.csv a.csv f.zarr")
+    Path("a.csv").write_text("a,b,c\n1,2,3\n")
+    w.works("ingest b.csv a.csv f.zarr")
 
 
 @world(f"{_COLUMNS}_check_fits: leave the column out, or store the other columns as whole numbers")

@@ -121,7 +121,7 @@ def test_a_name_that_is_nearly_right_is_that_of_a_dataset(trained: Path) -> None
 
 def test_data_without_labels_is_for_predictions(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     err = refused(capsys, "evaluate run new.csv")
-    assert "new.csv: it has no column 'y', which holds the labels that the run learned. " in err
+    assert "new.csv: it has no column 'y', with the labels that the run learned. " in err
     assert "Fix: data with its labels; predict takes data without." in err
     err = refused(capsys, "ingest new.csv d2 --like flights", 3)
     assert "new.csv: no label column 'y', which flights has. " in err

@@ -22,9 +22,10 @@ from streamtrain.ingestion.sources.tables.arrow import (
 )
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns, with_nulls
 from streamtrain.ingestion.sources.tables.foreign_forms import foreign_form, other_form
-from streamtrain.ingestion.sources.tables.roles.choice import TableRoles, choose_roles, missing_rule
+from streamtrain.ingestion.sources.tables.roles.choice import TableRoles, missing_rule
 from streamtrain.ingestion.sources.tables.roles.numbers import FLOAT64, is_number_type, missing_text, read_numbers
 from streamtrain.ingestion.sources.tables.roles.reader import TableBatch, TableReader
+from streamtrain.ingestion.sources.tables.roles.role_table import shared_roles
 from streamtrain.ingestion.sources.tables.roles.rows import missing_labels
 from streamtrain.system.units import counted
 
@@ -150,7 +151,7 @@ class Findings:
 def look(readers: Sequence[TableReader], options: SourceOptions) -> Findings:
     """Look through all files for what is in the columns that are read as numbers, and for labels that are missing."""
     with returning_memory():
-        roles = choose_roles(readers[0].header, options, str(readers[0].path), readers[0].metadata)
+        roles = shared_roles(readers, options)
         findings = [_Finding(name=name) for name in (*roles.numbers, *roles.dates)]
         n_rows = n_unlabelled = 0
         for reader in readers:
