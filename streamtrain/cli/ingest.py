@@ -24,7 +24,7 @@ from streamtrain.cli.output import (
     stored_facts,
     task_facts,
 )
-from streamtrain.errors import Lines, UsageError
+from streamtrain.errors import Argument, Fix, Lines, UsageError
 from streamtrain.system.units import counted, format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -205,6 +205,9 @@ def ingest_command(
     if root is not None:
         result |= {"splits": dict(root.n_samples), "split_rule": root.rule.as_json()}
     emit(as_json, result, _text(result, dataset))
+    if options["auto"] and options["labels"] is None and "y" not in result["fields"]:
+        hint = Fix("hint: there are no labels, which train needs: ", Argument("label_column", "NAME"), " names them")
+        note(as_command_line(hint))
     if (doubt := _doubt_of_task(dataset)) is not None:
         note(f"warning: train will refuse it: {doubt}")
 

@@ -14,7 +14,7 @@ from streamtrain.ingestion.append import check_columns, in_columns_of, unnamed_c
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.resume import Say
 from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, SourceOptions, TableOptions
-from streamtrain.ingestion.sources.combine import ClassCheckedSource, StrippedClasses
+from streamtrain.ingestion.sources.combine import ClassCheckedSource, StrippedClasses, name_of
 from streamtrain.ingestion.sources.indexed.stored import StoredSource
 from streamtrain.ingestion.sources.registry import (
     choose_automatically,
@@ -27,7 +27,7 @@ from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.manifest import AUTO
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.schema.matching import warn_of_unnamed
-from streamtrain.store.schema.task import check_task
+from streamtrain.store.schema.task import Labels, check_task, check_told
 from streamtrain.store.writing.journal import Mode
 from streamtrain.system.units import counted
 
@@ -75,6 +75,7 @@ def open_requested(
     if isinstance(opened, StoredSource):
         request = replace(request, task=request.task or opened.told_task)
     _check_has_labels(opened, request)
+    _check_names(opened, request, say)
     return request, _checked(opened, request)
 
 
@@ -107,6 +108,26 @@ def _check_has_labels(source: Source, request: IngestRequest) -> None:
         if value is not None:
             what = f"{name} is {value!r}, of field {TARGET}, and there is none"
             raise UsageError(what, fix=f"give labels, or leave {name} out")
+
+
+def _check_names(source: Source, request: IngestRequest, say: Say | None) -> None:
+    """Refuse a task that labels with names cannot be of; tell where nearly every row has a class of its own."""
+    names, n = source.classes, source.n_samples
+    if names is None:
+        return
+    column = request.options.label_column
+    name = column if isinstance(column, str) else TARGET
+    if request.task is not None:
+        labels = Labels(kind="i", shape=(), n_samples=n or 0, values=range(len(names)), is_named=True, name=name)
+        check_told(labels, request.task, name_of(source))
+    if n is not None and request.classes in (None, AUTO) and len(names) >= max(_FEWEST_OF_IDS, _OWN_CLASS * n):
+        text = f"label {name} has {len(names):,} classes for {counted(n, 'row')}, nearly one a row, as an id has"
+        _tell(text, True, say)
+
+
+_FEWEST_OF_IDS: Final = 20
+_OWN_CLASS: Final = 0.9
+"""The share of distinct labels from which on they are hardly classes."""
 
 
 def _opened_like(
@@ -159,16 +180,17 @@ def _matched_by_name(base: Dataset, source: Source, say: Say | None) -> Source:
 
 def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
     """Choose what fits the columns; tell the arguments that say the same."""
-    options, arguments, doubt = choose_automatically(source, replace(request.options, memory=request.memory))
+    options, arguments, doubts = choose_automatically(source, replace(request.options, memory=request.memory))
     text = Fix("auto stands for ", Fix.together(arguments) if arguments else "no option at all")
     if say is None:
         warnings.warn(StreamtrainWarning(text), stacklevel=5)
     else:
         say(text)
-    if doubt is not None and say is None:
-        warnings.warn(StreamtrainWarning(doubt), stacklevel=5)
-    elif doubt is not None and say is not None:
-        say(Fix("hint: ", doubt))
+    for doubt in doubts:
+        if say is None:
+            warnings.warn(StreamtrainWarning(doubt), stacklevel=5)
+        else:
+            say(Fix("hint: ", doubt))
     table = replace(options.table, auto=False)
     return replace(request, options=replace(options, table=table, memory=request.options.memory))
 

@@ -153,7 +153,7 @@ class World:
         self._printed = ""
         assert self.run(line), f"not refused: {line}"
         assert self._printed, f"no remedy: {line}"
-        assert not _PYTHON.search(self._printed), f"Python's words in a shell: {self._printed}"
+        assert not _PYTHON.search(_COMMAND.sub("", self._printed)), f"Python's words in a shell: {self._printed}"
         return self._printed
 
     def typed(self, line: str) -> None:
@@ -192,6 +192,7 @@ def _places(frame: FrameType | None, *, once: bool = False) -> set[tuple[str, st
     return found
 
 
+_COMMAND: Final = re.compile(r'python -c "[^"]*"')
 _PYTHON: Final = re.compile(r"(?<![-\w'])(?!index=)[a-z_]+=(?:'|\"|\[|\{|\(|True|False|None)")
 _OR: Final = re.compile(r"[;,]? or |; ")
 

@@ -15,6 +15,7 @@ from streamtrain.ingestion.sources.tables.arrow import arrow, first_refused, is_
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
 from streamtrain.ingestion.sources.tables.dates import DateColumn, DateForm, days_or_seconds
 from streamtrain.ingestion.sources.tables.roles.choice import TableRoles, missing_rule
+from streamtrain.ingestion.sources.tables.roles.cleaning import cleaned, forms_in, what_they_hold
 from streamtrain.ingestion.sources.tables.roles.numbers import (
     FLOAT64,
     INT64,
@@ -210,8 +211,18 @@ class RowReader:
             what = f"column {name!r} holds {value!r:.80}, where the other dataset has {dtype}"
             fix = "round it in the source; or ingest it as a dataset of its own"
             return InputError(what, where=place(row), fix=fix)
+        if (foreign := self._foreign(batch, name, place(row))) is not None:
+            return foreign
         what = f"column {name!r} holds {value!r:.80}, which is not a number"
         return UnfitColumns(what, where=place(row), why="Features are numbers")
+
+    def _foreign(self, batch: TableBatch, name: str, where: str) -> UnfitColumns | None:
+        """Make the error for a column of a foreign form, with all such columns in it; None where it is none."""
+        forms = forms_in(batch, (*self.roles.inputs, *self.roles.labels), self.reader.nulls)
+        if name not in forms:
+            return None
+        fix = cleaned(self.reader, forms, codes=self.roles.categorical)
+        return UnfitColumns(what_they_hold(forms, self.roles.labels), where=where, fix=fix)
 
     def _dates(self, batch: TableBatch, name: str, place: Callable[[int], str]) -> npt.NDArray[np.float64]:
         column = batch.columns[name]
@@ -222,7 +233,12 @@ class RowReader:
             )
         unit: Any = self.roles.dates[name]
         of = DateColumn(name=name, unit=unit, timezone=self.options.table.timezone)
-        found = days_or_seconds(column, of, place, self.types.forms.get(name))
+        try:
+            found = days_or_seconds(column, of, place, self.types.forms.get(name))
+        except InputError as error:
+            if (foreign := self._foreign(batch, name, error.where or place(0))) is not None:
+                raise foreign from error
+            raise
         if found.form is not None:
             self.types.forms[name] = found.form
         return found.values
