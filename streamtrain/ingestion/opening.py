@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.ingestion.append import check_columns, in_columns_of, unnamed_columns
@@ -22,9 +23,11 @@ from streamtrain.ingestion.sources.registry import (
     open_like,
     open_source,
     options_of_arrays,
+    readers_of,
 )
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.manifest import AUTO
+from streamtrain.store.schema.arrangement import ignored_columns
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.schema.matching import warn_of_unnamed
 from streamtrain.store.schema.task import Labels, check_task, check_told
@@ -53,7 +56,7 @@ def open_requested(
     if given.like is not None:
         request, opened = _opened_like(given.like, given, request, mode, say)
     elif given.base is not None and is_known:
-        request, opened = _opened_behind(given.base, given, request)
+        request, opened = _opened_behind(given.base, given, request, say)
     else:
         if given.base is not None:
             schema = given.base.schema
@@ -61,6 +64,8 @@ def open_requested(
             options = options_of_arrays(given.source, schema, request.options, needed=needed)
             request = replace(request, options=options)
         opened = _opened_anew(given, request, learn_from)
+    if given.base is not None:
+        _tell_twice(given.base, opened, say)
     if say is not None:
         for text in opened.told:
             say(text)
@@ -152,11 +157,40 @@ def _opened_like(
     return replace(request, options=options, classes=classes, task=check_task(base.task), like=base.id), opened
 
 
-def _opened_behind(base: Dataset, given: Given, request: IngestRequest) -> tuple[IngestRequest, Source]:
+def _opened_behind(
+    base: Dataset, given: Given, request: IngestRequest, say: Say | None
+) -> tuple[IngestRequest, Source]:
     """Open rows to append in the terms of the dataset, which knows categories, dates, fills or several targets."""
     options = _within(request, given)
     opened, terms = open_like(given.source, base, labels=given.labels, options=options, appends=True)
+    _tell_ignored(given.source, base, terms, say)
     return replace(request, options=replace(request.options, table=_keeping_nan(base, terms.table))), opened
+
+
+def _tell_ignored(source: object, base: Dataset, terms: SourceOptions, say: Say | None) -> None:
+    """Tell which columns of rows to append are ignored, other than those that were left out before."""
+    table = terms.table
+    known = {*(terms.columns or ()), *terms.labels, *table.categorical, *table.dates, *table.exclude}
+    known |= {table.weight_column or "", table.id_column or "", *base.manifest.options.get("exclude", ())}
+    readers = readers_of(source, terms) or ()
+    further = dict.fromkeys(name for reader in readers for name in reader.header if name not in known)
+    text = ignored_columns(further, of="the dataset", where=str(readers[0].path)) if readers else None
+    if text is not None:
+        _tell(text, False, say)
+
+
+def _tell_twice(base: Dataset, more: Source, say: Say | None) -> None:
+    """Tell which files are appended that are in the dataset already."""
+    there = {_file_of(entry) for entry in base.manifest.sources if "path" in entry}
+    for entry in more.provenance:
+        if "path" in entry and _file_of(entry) in there:
+            _tell(
+                f"{entry['path']} is among the sources of {base.path} already: its rows will be in it twice", True, say
+            )
+
+
+def _file_of(entry: Mapping[str, Any]) -> tuple[object, ...]:
+    return (Path(entry["path"]).name, entry.get("bytes"), entry.get("mtime_ns"))
 
 
 def _keeping_nan(base: Dataset, table: TableOptions) -> TableOptions:

@@ -244,6 +244,8 @@ def open_rows(
     for reader in readers:
         _check_header(reader, columns, of, _labels_of(schema) if labels else ())
     own = _id_of(schema, readers)
+    if not own and (lost := schema.reading.get("id_column")):
+        say(f"{readers[0].path}: there is no column {lost!r}, which holds the ids of {of}: predictions have none")
     _tell_ignored(readers, {*columns, *_labels_of(schema), *_singles_of(schema), *own}, of, say)
     wanted = (*inputs, *labels, *((ID,) if own else ()))
     known = replace(known_of(schema), fields=tuple(each for each in schema.fields if each.name in wanted))

@@ -158,7 +158,7 @@ def columns_without_a_value(w: World) -> None:
 @world(
     f"{_TABLE}_shared_columns: columns={{}}{{}}, or ingest the files apart",
     f"{_TABLE}_check_same_columns: ingest the files apart",
-    f"{_TABLE}_no_rows: give a file with rows",
+    f"{_TABLE}without_rows: give a file with rows",
     f"{_TABLE}_no_rows: name another label column, or fill values in",
 )
 def files_of_a_table(w: World) -> None:
@@ -208,7 +208,8 @@ def whole_numbers_that_are_rounded(w: World) -> None:
 
 
 @world(
-    f"{_ROWS}_single: name another {{}} column",
+    f"{_ROWS}_no_single: another weight_column=, or none",
+    f"{_ROWS}_no_single: another id_column={{}}",
     f"{_ROWS}_single: correct it, or leave the row out of the source",
 )
 def weights_and_ids(w: World) -> None:

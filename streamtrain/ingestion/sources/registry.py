@@ -397,7 +397,7 @@ def choose_automatically(
     files = None if stored_datasets(source) is not None else _files_of(source)
     if files is None and frames.is_frame(source):
         return choose_for_all([frames.reader(source)], options)
-    families = [] if files is None else [format_of(file, options) for file in files]
+    families = [] if files is None else _checked_families(files, options)
     if files is None or families[0].reader is None:
         _check_no_roles(options, "data that is not a table in files")
         return options, (), ()

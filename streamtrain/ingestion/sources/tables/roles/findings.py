@@ -27,7 +27,7 @@ from streamtrain.ingestion.sources.tables.roles.choice import TableRoles, missin
 from streamtrain.ingestion.sources.tables.roles.cleaning import also_missing, foreign_columns
 from streamtrain.ingestion.sources.tables.roles.numbers import FLOAT64, is_number_type, missing_text, read_numbers
 from streamtrain.ingestion.sources.tables.roles.reader import CellColumns, TableBatch, TableReader
-from streamtrain.ingestion.sources.tables.roles.role_table import shared_roles
+from streamtrain.ingestion.sources.tables.roles.role_table import shared_roles, without_rows
 from streamtrain.ingestion.sources.tables.roles.rows import missing_labels
 from streamtrain.system.units import counted
 
@@ -382,6 +382,8 @@ def choose_for_all(
     Return the arguments that say so, beside those given, and doubts about columns that look like ids or codes.
     """
     findings = look(readers, options)
+    if not findings.n_rows:
+        raise without_rows(readers[0])
     if (foreign := _foreign(readers, options, findings, any_form=True)) is not None:
         raise foreign
     table = options.table

@@ -314,10 +314,15 @@ def _shared_columns(names: list[str], options: SourceOptions) -> Fix:
     return Fix(Argument("columns", names), *no_exclude, ", or ingest the files apart")
 
 
+def without_rows(reader: TableReader) -> InputError:
+    """Make the error for a header alone."""
+    return InputError("the table has columns but no rows", where=str(reader.path), fix="give a file with rows")
+
+
 def _no_rows(reader: TableReader, counts: Sequence[FileCounts]) -> InputError:
     n_read = sum(seen.n_read for seen in counts)
     if not n_read:
-        return InputError("the table has columns but no rows", where=str(reader.path), fix="give a file with rows")
+        return without_rows(reader)
     n_unlabelled = sum(seen.n_unlabelled for seen in counts)
     what = (
         "no row has a label" if n_unlabelled == n_read else "no row is left: in each, a value or the label is missing"

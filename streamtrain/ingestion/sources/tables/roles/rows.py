@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError
+from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.tables.arrow import arrow, first_refused, is_text, missing_in, without_dictionary
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
@@ -255,10 +255,7 @@ class RowReader:
         what = "weight" if dtype == FLOAT64 else "id"
         found = read_numbers(batch, [name], dtype, self.reader.nulls, keep_nan=False)
         if isinstance(found, str):
-            kind = "numbers" if what == "weight" else "whole numbers of at most 64 bits"
-            raise InputError(
-                f"{what} column {name!r} does not hold {kind} only", where=place(0), fix=f"name another {what} column"
-            )
+            raise self._no_single(without_dictionary(batch.columns[name]), name, what, dtype, place)
         values: npt.NDArray[Any] = found.values[rows, 0]
         missing = found.missing[rows, 0]
         bad = missing | ((values < 0) | ~np.isfinite(values) if what == "weight" else False)
@@ -272,6 +269,22 @@ class RowReader:
                 fix="correct it, or leave the row out of the source",
             )
         return values
+
+    def _no_single(
+        self, column: Any, name: str, what: str, dtype: np.dtype[Any], place: Callable[[int], str]
+    ) -> InputError:
+        """Make the error for a weight that is no number, or an id that is no whole one."""
+        row, held = 0, f"values of type {column.type}"
+        if is_text(column):
+            rows = np.flatnonzero(~missing_text(column, self.reader.nulls))
+            row = int(rows[first_refused(column.take(arrow().array(rows)), dtype)])
+            held = f"{column[row].as_py()!r:.80}"
+        if what == "weight":
+            told = f"weight column {name!r} holds {held}, and a weight is a number"
+            return InputError(told, where=place(row), fix=Fix("another ", Argument("weight_column"), ", or none"))
+        told = f"id column {name!r} holds {held}, and an id is a whole number of at most 64 bits"
+        joins = ", or none: predict numbers the rows in its column row, by which predictions join their source"
+        return InputError(told, where=place(row), fix=Fix("another ", Argument("id_column"), joins))
 
 
 def _taken(column: Any, rows: npt.NDArray[np.intp]) -> Any:
