@@ -43,6 +43,7 @@ class Given:
     labels: object
     like: str | os.PathLike[str] | Dataset | None
     base: Dataset | None = None  # what its rows are appended to
+    is_resumed: bool = False
     scratch: Path | None = None  # the folder for rows that have to go over disk
 
 
@@ -64,7 +65,7 @@ def open_requested(
             options = options_of_arrays(given.source, schema, request.options, needed=needed)
             request = replace(request, options=options)
         opened = _opened_anew(given, request, learn_from)
-    if given.base is not None:
+    if given.base is not None and not given.is_resumed:
         _tell_twice(given.base, opened, say)
     if say is not None:
         for text in opened.told:

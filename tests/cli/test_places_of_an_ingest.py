@@ -1,4 +1,4 @@
-"""What `ingest` says of places: a source or a destination that is missing, a file that is appended twice."""
+"""Places of an ingest: a source or a destination that is missing, a file that is appended twice."""
 
 from __future__ import annotations
 
