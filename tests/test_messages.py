@@ -64,7 +64,7 @@ def test_all_columns_that_are_unfit_and_one_command() -> None:
     err = refused(line)
     for told in ("carrier: 3 texts", "when: dates", "delay: 9 labels missing"):
         assert told in err
-    options = re.search(r"to take the table as it is, (.*)\.$", err.strip())
+    options = re.search(r"Fix: --auto, which takes the table as it is; or by hand, (.*?);", err)
     assert options is not None
     accepted(f"{line} {options[1]}")
     with pytest.raises(st.InputError, match="carrier: 3 texts; when: dates; delay: 9 labels missing") as caught:

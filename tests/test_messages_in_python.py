@@ -58,7 +58,7 @@ def test_all_columns_that_are_unfit_and_one_call() -> None:
     said, fix = refused(lambda: st.ingest("t.csv", "d.zarr", label_column="delay"))
     assert "carrier: 3 texts; when: dates; delay: 9 labels missing" in said
     with pytest.warns(st.StreamtrainWarning, match="9 of 60 rows"):
-        st.ingest("t.csv", "d.zarr", label_column="delay", **arguments(fix, "take the table as it is, (.*)"))
+        st.ingest("t.csv", "d.zarr", label_column="delay", **arguments(fix, "as it is; or by hand, (.*?);"))
 
 
 @pytest.mark.parametrize("mark", [";", "|"])
@@ -105,7 +105,7 @@ def test_empty_labels_in_parquet() -> None:
     pq.write_table(pa.table({"a": [1.0, 2.0, 3.0], "k": ["u", "", "v"]}), "e.parquet")
     said, fix = refused(lambda: st.ingest("e.parquet", "d.zarr", label_column="k"))
     assert "e.parquet row 1: 1 label is empty" in said
-    given = arguments(fix, "take the table as it is, (.*)")
+    given = arguments(fix, "as it is; or by hand, (.*?);")
     with pytest.warns(st.StreamtrainWarning, match="1 of 3 rows"):
         assert len(st.ingest("e.parquet", "d.zarr", label_column="k", **given)) == 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -13,6 +13,7 @@ from streamtrain.cli.commands.sections import command, option
 from streamtrain.cli.commands.values import CODECS, DATASET_TEXT, FILE, MISSING, SIZE, TASKS, Choice, Suggestion
 from streamtrain.cli.output import (
     as_command_line,
+    command_line,
     emit,
     encoded_facts,
     error_text,
@@ -23,8 +24,10 @@ from streamtrain.cli.output import (
     note,
     stored_facts,
     task_facts,
+    typed_words,
 )
-from streamtrain.errors import Lines, UsageError
+from streamtrain.errors import Argument, Fix, InputError, Lines, UsageError
+from streamtrain.system.files import local_path
 from streamtrain.system.units import counted, format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ _WRITING: Final = "Writing"
     ),
     page="ingest",
 )
-@click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=FILE)
+@click.argument("sources", nargs=-1, metavar="SRC...", type=FILE)
 @click.argument("dest", metavar="DEST", type=DATASET_TEXT)
 @option("--labels", metavar="SRC", type=FILE, section=_LABELS, help="A file whose rows become field y.")
 @option("--label-key", metavar="COLUMN", section=_LABELS, help="Images: the column of file names in --labels.")
@@ -184,6 +187,7 @@ def ingest_command(
     from streamtrain.store.split_root import read_splits
 
     started = time.perf_counter()
+    _check_places(sources, dest)
     options |= {
         "columns": _parse_list(columns),
         "label_column": _parse_list(label_column),
@@ -211,8 +215,41 @@ def ingest_command(
     if root is not None:
         result |= {"splits": dict(root.n_samples), "split_rule": root.rule.as_json()}
     emit(as_json, result, _text(result, dataset))
+    if options["auto"] and options["labels"] is None and "y" not in result["fields"]:
+        hint = Fix("hint: there are no labels, which train needs: ", Argument("label_column", "NAME"), " names them")
+        note(as_command_line(hint))
     if (doubt := _doubt_of_task(dataset)) is not None:
         note(f"warning: train will refuse it: {doubt}")
+
+
+def _check_places(sources: tuple[str, ...], dest: str) -> None:
+    """Refuse a command without a source or a destination, or with a list that has blanks in it."""
+    if any(not local_path(source).exists() for source in sources):
+        _check_lists({*sources, dest})
+    elif local_path(dest).is_file():
+        stem = local_path(dest).name.partition(".")[0] or "dataset"
+        name = next(name for name in (stem, f"{stem}.zarr", f"{stem}-new") if not local_path(name).exists())
+        words = [word for word in typed_words() if word not in ("--overwrite", "--append")]
+        why = f"The last argument is the new dataset, and {dest} is a file"
+        raise UsageError("DEST is missing", why=why, fix=command_line(["streamtrain", *words, name]))
+    elif not sources:
+        raise UsageError("SRC is missing", why=f"The last argument is the new dataset, {dest}", fix="FILE DEST, say")
+
+
+def _check_lists(places: Collection[str]) -> None:
+    """Refuse a word that is no file and follows the value of an option that takes a list; a suffix is a file's."""
+    words = typed_words()
+    for name, value, word in zip(words, words[1:], words[2:], strict=False):
+        path = local_path(word)
+        if name in _LISTS and word in places and not path.suffix and not path.exists():
+            what = f"{word!r} is no file, and follows {name} {value} as a word of its own"
+            raise InputError(what, why="Lists are separated by commas", fix=command_line([name, f"{value},{word}"]))
+
+
+_LISTS: Final = (
+    *("--label-column", "--classes", "--columns", "--exclude", "--categorical", "--hash", "--dates", "--names"),
+    *("--na-values", "--fields", "--split"),
+)
 
 
 def _print_found(as_json: bool, source: str | list[str], dest: str, options: dict[str, Any]) -> None:

@@ -246,7 +246,7 @@ def begin(
         recover_interrupted_swap(path, Files())
     check_destination(path, mode, resume=resume)
     rule = _rule_at(path, rule, mode, resume=resume)
-    given = replace(given, base=_appended_to(path, mode), scratch=path.parent)
+    given = replace(given, base=_appended_to(path, mode), is_resumed=resume, scratch=path.parent)
     _check_same_task(None if given.base is None else given.base.label_task(), request, dest)
     learn_from = _train_rows(rule)
     request, opened = open_requested(given, request, mode, learn_from, say)

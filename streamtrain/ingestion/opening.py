@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from streamtrain.errors import Argument, Fix, StreamtrainWarning, UsageError
 from streamtrain.ingestion.append import check_columns, in_columns_of, unnamed_columns
 from streamtrain.ingestion.request import IngestRequest
 from streamtrain.ingestion.resume import Say
 from streamtrain.ingestion.sources.base import PLAIN_TABLE, RowFilter, Source, SourceOptions, TableOptions
-from streamtrain.ingestion.sources.combine import ClassCheckedSource, StrippedClasses
+from streamtrain.ingestion.sources.combine import ClassCheckedSource, StrippedClasses, name_of
 from streamtrain.ingestion.sources.indexed.stored import StoredSource
 from streamtrain.ingestion.sources.registry import (
     choose_automatically,
@@ -22,12 +23,14 @@ from streamtrain.ingestion.sources.registry import (
     open_like,
     open_source,
     options_of_arrays,
+    readers_of,
 )
 from streamtrain.store.dataset import Dataset, open_preferred
 from streamtrain.store.manifest import AUTO
+from streamtrain.store.schema.arrangement import ignored_columns
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.schema.matching import warn_of_unnamed
-from streamtrain.store.schema.task import check_task
+from streamtrain.store.schema.task import Labels, check_task, check_told
 from streamtrain.store.writing.journal import Mode
 from streamtrain.system.units import counted
 
@@ -40,6 +43,7 @@ class Given:
     labels: object
     like: str | os.PathLike[str] | Dataset | None
     base: Dataset | None = None  # what its rows are appended to
+    is_resumed: bool = False
     scratch: Path | None = None  # the folder for rows that have to go over disk
 
 
@@ -53,7 +57,7 @@ def open_requested(
     if given.like is not None:
         request, opened = _opened_like(given.like, given, request, mode, say)
     elif given.base is not None and is_known:
-        request, opened = _opened_behind(given.base, given, request)
+        request, opened = _opened_behind(given.base, given, request, say)
     else:
         if given.base is not None:
             schema = given.base.schema
@@ -61,6 +65,8 @@ def open_requested(
             options = options_of_arrays(given.source, schema, request.options, needed=needed)
             request = replace(request, options=options)
         opened = _opened_anew(given, request, learn_from)
+    if given.base is not None and not given.is_resumed:
+        _tell_twice(given.base, opened, say)
     if say is not None:
         for text in opened.told:
             say(text)
@@ -75,6 +81,7 @@ def open_requested(
     if isinstance(opened, StoredSource):
         request = replace(request, task=request.task or opened.told_task)
     _check_has_labels(opened, request)
+    _check_names(opened, request, say)
     return request, _checked(opened, request)
 
 
@@ -109,6 +116,26 @@ def _check_has_labels(source: Source, request: IngestRequest) -> None:
             raise UsageError(what, fix=f"give labels, or leave {name} out")
 
 
+def _check_names(source: Source, request: IngestRequest, say: Say | None) -> None:
+    """Refuse a task that labels with names cannot be of; tell where nearly every row has a class of its own."""
+    names, n = source.classes, source.n_samples
+    if names is None:
+        return
+    column = request.options.label_column
+    name = column if isinstance(column, str) else TARGET
+    if request.task is not None:
+        labels = Labels(kind="i", shape=(), n_samples=n or 0, values=range(len(names)), is_named=True, name=name)
+        check_told(labels, request.task, name_of(source))
+    if n is not None and request.classes in (None, AUTO) and len(names) >= max(_FEWEST_OF_IDS, _OWN_CLASS * n):
+        text = f"label {name} has {len(names):,} classes for {counted(n, 'row')}, nearly one a row, as an id has"
+        _tell(text, True, say)
+
+
+_FEWEST_OF_IDS: Final = 20
+_OWN_CLASS: Final = 0.9
+"""The share of distinct labels from which on they are hardly classes."""
+
+
 def _opened_like(
     like: str | os.PathLike[str] | Dataset, given: Given, request: IngestRequest, mode: Mode, say: Say | None
 ) -> tuple[IngestRequest, Source]:
@@ -131,11 +158,40 @@ def _opened_like(
     return replace(request, options=options, classes=classes, task=check_task(base.task), like=base.id), opened
 
 
-def _opened_behind(base: Dataset, given: Given, request: IngestRequest) -> tuple[IngestRequest, Source]:
+def _opened_behind(
+    base: Dataset, given: Given, request: IngestRequest, say: Say | None
+) -> tuple[IngestRequest, Source]:
     """Open rows to append in the terms of the dataset, which knows categories, dates, fills or several targets."""
     options = _within(request, given)
     opened, terms = open_like(given.source, base, labels=given.labels, options=options, appends=True)
+    _tell_ignored(given.source, base, terms, say)
     return replace(request, options=replace(request.options, table=_keeping_nan(base, terms.table))), opened
+
+
+def _tell_ignored(source: object, base: Dataset, terms: SourceOptions, say: Say | None) -> None:
+    """Tell which columns of rows to append are ignored, other than those that were left out before."""
+    table = terms.table
+    known = {*(terms.columns or ()), *terms.labels, *table.categorical, *table.dates, *table.exclude}
+    known |= {table.weight_column or "", table.id_column or "", *base.manifest.options.get("exclude", ())}
+    readers = readers_of(source, terms) or ()
+    further = dict.fromkeys(name for reader in readers for name in reader.header if name not in known)
+    text = ignored_columns(further, of="the dataset", where=str(readers[0].path)) if readers else None
+    if text is not None:
+        _tell(text, False, say)
+
+
+def _tell_twice(base: Dataset, more: Source, say: Say | None) -> None:
+    """Tell which files are appended that are in the dataset already."""
+    there = {_file_of(entry) for entry in base.manifest.sources if "path" in entry}
+    for entry in more.provenance:
+        if "path" in entry and _file_of(entry) in there:
+            _tell(
+                f"{entry['path']} is among the sources of {base.path} already: its rows will be in it twice", True, say
+            )
+
+
+def _file_of(entry: Mapping[str, Any]) -> tuple[object, ...]:
+    return (Path(entry["path"]).name, entry.get("bytes"), entry.get("mtime_ns"))
 
 
 def _keeping_nan(base: Dataset, table: TableOptions) -> TableOptions:
@@ -159,16 +215,17 @@ def _matched_by_name(base: Dataset, source: Source, say: Say | None) -> Source:
 
 def _chosen_automatically(source: object, request: IngestRequest, say: Say | None) -> IngestRequest:
     """Choose what fits the columns; tell the arguments that say the same."""
-    options, arguments, doubt = choose_automatically(source, replace(request.options, memory=request.memory))
+    options, arguments, doubts = choose_automatically(source, replace(request.options, memory=request.memory))
     text = Fix("auto stands for ", Fix.together(arguments) if arguments else "no option at all")
     if say is None:
         warnings.warn(StreamtrainWarning(text), stacklevel=5)
     else:
         say(text)
-    if doubt is not None and say is None:
-        warnings.warn(StreamtrainWarning(doubt), stacklevel=5)
-    elif doubt is not None and say is not None:
-        say(Fix("hint: ", doubt))
+    for doubt in doubts:
+        if say is None:
+            warnings.warn(StreamtrainWarning(doubt), stacklevel=5)
+        else:
+            say(Fix("hint: ", doubt))
     table = replace(options.table, auto=False)
     return replace(request, options=replace(options, table=table, memory=request.options.memory))
 

@@ -244,6 +244,8 @@ def open_rows(
     for reader in readers:
         _check_header(reader, columns, of, _labels_of(schema) if labels else ())
     own = _id_of(schema, readers)
+    if not own and (lost := schema.reading.get("id_column")):
+        say(f"{readers[0].path}: there is no column {lost!r}, which holds the ids of {of}: predictions have none")
     _tell_ignored(readers, {*columns, *_labels_of(schema), *_singles_of(schema), *own}, of, say)
     wanted = (*inputs, *labels, *((ID,) if own else ()))
     known = replace(known_of(schema), fields=tuple(each for each in schema.fields if each.name in wanted))
@@ -306,7 +308,7 @@ def _check_header(reader: TableReader, columns: Sequence[str], of: str, labels: 
     others = [name for name in columns if name not in reader.header]
     if others and set(others) <= set(labels):
         raise UsageError(
-            f"it has no column {listed(tuple(others))}, which holds the labels that {of} learned",
+            f"it has no column{'s' * (len(others) > 1)} {listed(tuple(others))}, with the labels that {of} learned",
             where=where,
             why=f"What is predicted is compared with them. It has {listed(tuple(reader.header))}",
             fix="data with its labels; predict takes data without",

@@ -53,6 +53,7 @@ from streamtrain.store.dataset import Dataset, open_dataset
 from streamtrain.store.layout import UNKNOWN_SAMPLES, Layout
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.schema.matching import warn_of_unnamed
+from streamtrain.store.schema.task import check_told
 from streamtrain.store.shard import shard_exists
 from streamtrain.store.statistics import FieldStats
 from streamtrain.store.writing.journal import JournalHeader, Mode, begin_journal
@@ -288,8 +289,10 @@ def _write(
                 statistics=statistics,
                 schema=whole.schema_facts,
             )
-        # What does not open must not replace what does.
-        open_dataset(work.folder)
+        # What does not open must not replace what does, nor labels that are not of the task that was told.
+        written = open_dataset(work.folder)
+        if work.base is None and (task := written.label_task()) is not None and task.by == "told" and task.name:
+            check_told(task.labels, task.name, str(work.path))
     except BaseException as error:
         keep_or_discard(work, error, 0 if journal is None else journal.n_shards, files, say, is_begun=is_begun)
         raise

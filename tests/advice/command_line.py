@@ -336,3 +336,13 @@ def budgets_of_the_process(w: World) -> None:
     typed(w, "train d.zarr --model linear --epochs 1 --batch-size 20 --max-memory 50MB")
     w.typed("train d.zarr --model linear --epochs 1 --batch-size 20 --memory 900TB")
     w.typed("train d.zarr --model linear --epochs 1 --batch-size 20 --max-memory 900TB")
+
+
+@world("cli/ingest.py:_check_places: FILE DEST, say")
+def an_ingest_of_nothing(w: World) -> None:
+    Path("t.csv").write_text("a,b\n1,2\n")
+    assert w.refuses("ingest t.csv") == "streamtrain ingest t.csv t"
+    w.refuses("ingest t")
+    w.works("ingest t.csv t")
+    assert w.refuses("ingest t.csv u --na-values x -") == "--na-values x,-"
+    w.works("ingest t.csv u --na-values x,-")

@@ -105,6 +105,23 @@ def folders_of_files(w: World) -> None:
     ingest(["all/a", "all/b"])
 
 
+@world(
+    f"{_KINDS}folders.py:_files_and_folders: name the files: {{}}",
+    f"{_KINDS}folders.py:folder_of_folders: give the files that they were made of",
+)
+def a_folder_of_files_and_a_dataset(w: World) -> None:
+    Path("in").mkdir()
+    for name in ("in/a.csv", "in/b.csv"):
+        Path(name).write_text("a,b\n1,2\n")
+    w.works("ingest in/a.csv in/b.csv in/both")
+    assert w.refuses("ingest in d.zarr") == "name the files: in/*.csv"
+    w.works("ingest in/a.csv in/b.csv d.zarr")
+    Path("only").mkdir()
+    Path("d.zarr").rename("only/d.zarr")
+    w.refuses("ingest only e.zarr")
+    w.works("ingest in/a.csv in/b.csv e.zarr")
+
+
 @world("store/reads/drawn.py:_warn_of_draws: a StreamLoader, which shuffles and reads each block about once")
 def a_shuffled_data_loader(w: World) -> None:
     data = w.dataset()

@@ -108,8 +108,6 @@ def roles_in_a_stream(w: World) -> None:
 
 @world(
     f"{_CHOICE}choose_roles: leave columns= or exclude= out",
-    f"{_CHOICE}_check_named: did you mean {{}}?",
-    f"{_CHOICE}_check_named: name one of these",
     f"{_CHOICE}_check_named: name it once",
 )
 def names_of_columns(w: World) -> None:
@@ -123,20 +121,24 @@ def names_of_columns(w: World) -> None:
 
 
 @world(
-    f"{_FINDINGS}told_at_once: {{}}; or, to take the table as it is, {{}}",
-    f"{_FINDINGS}told_at_once: correct the values; or, to take the table as it is, {{}}",
+    f"{_FINDINGS}told_at_once: {{}}, which takes the table as it is; or by hand, {{}}; or {{}}",
+    f"{_FINDINGS}told_at_once: {{}}, which takes the table as it is; or by hand, {{}}; or correct the values",
 )
 def tables_as_they_are(w: World) -> None:
     rows = "".join(f"{i},{'' if i == 5 else i},{'uv'[i % 2]},2026-11-{i % 30 + 1:02},t{i},{i % 2}\n" for i in range(60))
     Path("t.csv").write_text(f"a,b,k,when,text,y\n{rows}")
     said = w.refuses("ingest t.csv d.zarr --label-column y")
-    as_it_is = said.partition("to take the table as it is, ")[2]
+    way, _, as_it_is = said.partition(", which takes the table as it is; or by hand, ")
+    assert way == "--auto"
+    w.works("ingest t.csv a.zarr --label-column y --auto")
+    as_it_is = as_it_is.partition(";")[0]
     assert as_it_is == "--categorical k --dates when=seconds --na fill=mean --exclude text"
     w.works(f"ingest t.csv d.zarr --label-column y {as_it_is}")
     w.refuses("ingest t.csv e.zarr --label-column y --exclude text")
     said = w.refuses("ingest t.csv e.zarr --label-column y --exclude text --categorical k")
-    assert said.startswith("correct the values; or")
-    w.works(f"ingest t.csv e.zarr --label-column y --exclude text --categorical k {said.partition('as it is, ')[2]}")
+    assert said.endswith("; or correct the values")
+    by_hand = said.partition("by hand, ")[2].partition(";")[0]
+    w.works(f"ingest t.csv e.zarr --label-column y --exclude text --categorical k {by_hand}")
 
 
 @world(f"{_LEARNER}_check_targets: name those of one kind: label_column={{}}, say")
@@ -156,7 +158,7 @@ def columns_without_a_value(w: World) -> None:
 @world(
     f"{_TABLE}_shared_columns: columns={{}}{{}}, or ingest the files apart",
     f"{_TABLE}_check_same_columns: ingest the files apart",
-    f"{_TABLE}_no_rows: give a file with rows",
+    f"{_TABLE}without_rows: give a file with rows",
     f"{_TABLE}_no_rows: name another label column, or fill values in",
 )
 def files_of_a_table(w: World) -> None:
@@ -206,7 +208,8 @@ def whole_numbers_that_are_rounded(w: World) -> None:
 
 
 @world(
-    f"{_ROWS}_single: name another {{}} column",
+    f"{_ROWS}_no_single: another weight_column=, or none",
+    f"{_ROWS}_no_single: another id_column={{}}",
     f"{_ROWS}_single: correct it, or leave the row out of the source",
 )
 def weights_and_ids(w: World) -> None:

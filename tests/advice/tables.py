@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import subprocess
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -177,8 +179,8 @@ def labels_in_a_table(w: World) -> None:
 
 
 @world(
-    f"{_COLUMNS}_check_chosen: did you mean {{}}?",
-    f"{_COLUMNS}_check_chosen: name one of these",
+    f"{_COLUMNS}check_there: did you mean {{}}?",
+    f"{_COLUMNS}check_there: name one of these",
     f"{_COLUMNS}_check_chosen: take it out of columns",
     f"{_COLUMNS}_check_chosen: name it once",
     f"{_COLUMNS}_check_chosen: name columns or a label column",
@@ -203,11 +205,17 @@ def a_table_without_rows(w: World) -> None:
     w.works("ingest u.csv d.zarr")
 
 
-@world(f"{_COLUMNS}in_order: {{}}, if it has them all; or ingest it as a dataset of its own")
+@world(
+    f"{_COLUMNS}in_order: {{}}; or ingest it as a dataset of its own",
+    f"{_COLUMNS}in_order: data with all of these columns; or ingest it as a dataset of its own",
+)
 def tables_of_other_columns(w: World) -> None:
     Path("a.csv").write_text("a,b\n1,2\n"), Path("b.csv").write_text("a,b,c\n1,2,3\n")
     w.typed("ingest a.csv b.csv d.zarr")
     w.works("ingest b.csv e.zarr")
+    w.refuses("ingest b.csv a.csv f.zarr")
+    Path("a.csv").write_text("a,b,c\n1,2,3\n")
+    w.works("ingest b.csv a.csv f.zarr")
 
 
 @world(f"{_COLUMNS}_check_fits: leave the column out, or store the other columns as whole numbers")
@@ -261,10 +269,37 @@ def names_that_do_not_fit(w: World) -> None:
         w.typed(line)
 
 
-@world("ingestion/sources/tables/foreign_forms.py:other_form: {}; or leave it out: exclude={}")
+_CLEANING = "ingestion/sources/tables/roles/cleaning.py:"
+
+
+@world(
+    f"{_CLEANING}cleaned: {{}} writes {{}}, to be given instead",
+    f"{_CLEANING}foreign_columns: {{}}; or leave out what is not read: exclude={{}}",
+)
 def numbers_with_a_decimal_comma(w: World) -> None:
-    rows = [f"{n},5;{n}" for n in range(40)]
-    Path("t.csv").write_text("\n".join(["size;y", *rows]))
+    rows = [f"{n},5;{n % 28 + 1}.1.2026;{n % 7};{n}" for n in range(40)]
+    Path("t.csv").write_text("\n".join(["size;day;n;y", *rows]))
     w.typed("ingest t.csv d.zarr --label-column y --auto --task regression")
-    Path("t.csv").write_text("\n".join(["size;y", *rows]).replace(",", "."))
-    w.works("ingest t.csv e.zarr --label-column y --task regression")
+    command = w.refuses("ingest t.csv e.zarr --label-column y --auto --task regression").partition(" writes ")[0]
+    assert command.startswith("python -c ")
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    w.works("ingest t-clean.csv e.zarr --label-column y --auto --task regression")
+    command = w.refuses("ingest t.csv f.zarr --label-column size --columns n").partition(" writes ")[0]
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+    w.works("ingest t-clean.csv f.zarr --label-column size --columns n")
+
+
+@world(f"{_CLEANING}cleaned: of a data frame of pandas, {{}}")
+def a_frame_of_such_numbers(w: World) -> None:
+    df = pd.DataFrame({"size": [f"{n},5" for n in range(40)], "y": range(40)})
+    lines = w.refused(st.ingest, df, "d.zarr", label_column="y").removeprefix("of a data frame of pandas, ")
+    exec(lines.partition("; or ")[0], {"df": df, "pd": pd})
+    st.ingest(df, "d.zarr", label_column="y")
+
+
+@world(f"{_CLEANING}foreign_columns: {{}} makes them missing values")
+def marks_beside_numbers(w: World) -> None:
+    rows = [f"{n},{'-' if n == 7 else n + 0.5}" for n in range(40)]
+    Path("t.csv").write_text("\n".join(["a,y", *rows]))
+    assert w.refuses("ingest t.csv d.zarr --label-column y --auto").startswith("--na-values - ")
+    w.works("ingest t.csv d.zarr --label-column y --auto --na-values -")

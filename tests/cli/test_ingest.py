@@ -88,9 +88,10 @@ def test_several_files(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["ingest", "x.npy"], 2, "Missing argument"),
+        (["ingest"], 2, "Missing argument 'DEST'"),
+        (["ingest", "x.npy"], 2, "DEST is missing"),
         (["ingest", "no.npy", "d.zarr"], 3, "no such file"),
-        (["ingest", "x.npy", "y.npy"], 2, "not a dataset exists there"),
+        (["ingest", "x.npy", "y.npy"], 2, "DEST is missing"),
         (["ingest", "x.npy", "d.zarr", "--memory", "512"], 2, "not a size"),
         (["ingest", "x.npy", "d.zarr", "--memory", "1MB"], 5, "smallest that works"),
         (["ingest", "x.npy", "d.zarr", "--codec", "lz"], 2, "did you mean 'lz4'"),

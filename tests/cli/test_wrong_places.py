@@ -121,7 +121,7 @@ def test_a_name_that_is_nearly_right_is_that_of_a_dataset(trained: Path) -> None
 
 def test_data_without_labels_is_for_predictions(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     err = refused(capsys, "evaluate run new.csv")
-    assert "new.csv: it has no column 'y', which holds the labels that the run learned. " in err
+    assert "new.csv: it has no column 'y', with the labels that the run learned. " in err
     assert "Fix: data with its labels; predict takes data without." in err
     err = refused(capsys, "ingest new.csv d2 --like flights", 3)
     assert "new.csv: no label column 'y', which flights has. " in err
@@ -136,17 +136,34 @@ def test_data_without_labels_is_for_predictions(trained: Path, capsys: pytest.Ca
 def test_a_quantity_of_texts_is_told_at_ingest(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"{row.rpartition(',')[0]},n{i % 30}" for i, row in enumerate(ROWS)]
     Path("n.csv").write_text("\n".join(["a,c,name", *names]) + "\n")
-    assert main(shlex.split("ingest n.csv n --label-column name --categorical c --task regression")) == 0
-    out, err = capsys.readouterr()
+    assert main(shlex.split("ingest t.csv n --label-column y --categorical c")) == 0
+    before = st.open("n").id
+    for more in ("--overwrite", "--overwrite --split val=0.3"):
+        err = refused(capsys, f"ingest n.csv n --label-column name --categorical c --task regression {more}")
+        told = (
+            "n.csv: regression of name, which holds 30 classes. Classes are not quantities. Fix: --task classification."
+        )
+        assert told in err
+        assert st.open("n").id == before
+    assert main(shlex.split("ingest n.csv n --label-column name --categorical c --overwrite")) == 0
+    out, _ = capsys.readouterr()
     assert "classes: 0 = n0, 1 = n1, 2 = n10, " in out
     assert out.splitlines()[-2].endswith(", and 10 more")
-    [told] = re.findall(r"^warning: train will refuse it: (.+) Fix: (--task \w+)\.$", err, re.MULTILINE)
-    assert told == (
-        "n: regression of name, which holds 30 classes. Classes are not quantities.",
-        "--task classification",
-    )
-    assert told[0] in refused(capsys, f"train n --model linear {SMALL}")
-    assert main(shlex.split(f"train n --model linear {SMALL} {told[1]}")) == 0
+
+
+@pytest.mark.parametrize("more", ["", "--overwrite", "--split val=0.3 --overwrite"])
+def test_classes_of_fractions_are_refused_before_anything_is_replaced(
+    trained: Path, capsys: pytest.CaptureFixture[str], more: str
+) -> None:
+    rows = [f"{row.rpartition(',')[0]},{i + 0.5}" for i, row in enumerate(ROWS)]
+    Path("n.csv").write_text("\n".join(["a,c,size", *rows]) + "\n")
+    if more:
+        assert main(shlex.split("ingest t.csv n --label-column y --categorical c")) == 0
+        before = st.open("n").id
+    err = refused(capsys, f"ingest n.csv n --label-column size --categorical c --task classification {more}")
+    assert "classification of size, which holds numbers with fractions" in err
+    assert "Fix: --task regression." in err
+    assert st.open("n").id == before if more else not Path("n").exists()
 
 
 def test_no_epochs_are_said_to_take_no_step(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,10 @@ def test_labels_of_their_own_file_and_named_classes_change_nothing(tmp_path: Pat
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (["weight", "length"], "it has no column 'age', which the dataset has"),
+        (
+            ["weight", "length"],
+            "it has no columns 'age', 'income', which the dataset has; it has 'weight', 'length' instead",
+        ),
         (["age", "incone"], r"it has no column 'income', which the dataset has \(did you mean 'incone'\?\)"),
         (["age"], "it has no column 'income'"),
         (

@@ -196,7 +196,7 @@ def test_a_run_keeps_what_its_data_meant(load: Open, tmp_path: Path) -> None:
     assert other.id == loader.dataset.id
     with (
         st.StreamLoader(other, batch_size=8, memory="8MB") as same_numbers,
-        pytest.raises(CheckpointError, match="it has no column 'height', which the run's data has"),
+        pytest.raises(CheckpointError, match="it has no columns 'height', 'width', 'depth', which the run's data has"),
     ):
         trainer().fit(same_numbers, max_epochs=2, checkpoint=run, resume="auto")
     with pytest.raises(CheckpointError, match=ORDER.replace("the training", "the run's")):

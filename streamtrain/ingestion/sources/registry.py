@@ -48,7 +48,7 @@ from streamtrain.ingestion.sources.sparse import is_sparse
 from streamtrain.ingestion.sources.tables import frames
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
 from streamtrain.ingestion.sources.tables.roles.choice import check_has_labels, has_roles
-from streamtrain.ingestion.sources.tables.roles.findings import choose_for_all, told_at_once
+from streamtrain.ingestion.sources.tables.roles.findings import choose_for_all, foreign_at_once, told_at_once
 from streamtrain.ingestion.sources.tables.roles.known import (
     check_fields_like,
     known_of,
@@ -375,6 +375,8 @@ def open_readers(readers: Sequence[TableReader], options: SourceOptions, known: 
     except UnfitColumns as error:
         if known is not None and error.fix:
             raise
+        if known is not None and (foreign := foreign_at_once(readers, options)) is not None:
+            raise foreign from error
         if known is not None:
             fix = "correct the value in the source, or leave its row out"
             raise InputError(error.what, where=error.where, why=error.why, fix=fix) from error
@@ -390,15 +392,15 @@ def _check_no_roles(options: SourceOptions, kind: str, but: Sequence[str] = ("na
 
 def choose_automatically(
     source: object, options: SourceOptions
-) -> tuple[SourceOptions, tuple[Argument, ...], Fix | None]:
-    """Choose what takes every column of a table's files; return the arguments that say the same, and a doubt."""
+) -> tuple[SourceOptions, tuple[Argument, ...], tuple[Fix, ...]]:
+    """Choose what takes every column of a table's files; return the arguments that say the same, and doubts."""
     files = None if stored_datasets(source) is not None else _files_of(source)
     if files is None and frames.is_frame(source):
         return choose_for_all([frames.reader(source)], options)
-    families = [] if files is None else [format_of(file, options) for file in files]
+    families = [] if files is None else _checked_families(files, options)
     if files is None or families[0].reader is None:
         _check_no_roles(options, "data that is not a table in files")
-        return options, (), None
+        return options, (), ()
     return choose_for_all([families[0].reader(file, options) for file in files], options)
 
 

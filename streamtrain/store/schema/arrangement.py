@@ -11,7 +11,7 @@ from typing import Any, Final
 from streamtrain.errors import UsageError
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import CATEGORIES, INPUT, MISSING, TARGET, Names, Schema
-from streamtrain.store.schema.matching import MatchedColumns, UnnamedColumns, check_same_meaning, listed
+from streamtrain.store.schema.matching import MatchedColumns, UnnamedColumns, check_same_meaning, lacking, listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ def check_columns(needed: Iterable[str], there: Sequence[str], *, of: str, where
     near = {name: difflib.get_close_matches(name, there, n=1) for name in missing}
     found = [f"{name!r} is {others[0]!r} there" for name, others in near.items() if others]
     raise UsageError(
-        f"it has no column {listed(missing)}, which {of} has",
+        lacking(missing, of),
         where=where,
         why=f"It has {listed(tuple(there))}",
         fix=f"rename the columns, if {' and '.join(found)}" if found else "data with all of these columns",

@@ -97,15 +97,25 @@ def unnamed(ours: Schema, theirs: Schema, *, fields: Iterable[str], of: str, whe
 
 
 def names_difference(ours: Names, theirs: Names, of: str) -> str | None:
-    """Describe the first name that only one of two lists has; None where at most their order differs."""
+    """Describe the names that only one of two lists has; None where at most their order differs."""
     there, here = frozenset(ours), frozenset(theirs)
-    missing = next((name for name in ours if name not in here), None)
-    further = [name for name in theirs if name not in there]
-    if missing is not None:
-        near = difflib.get_close_matches(missing, further[:_MOST_COMPARED], n=1)
+    missing = tuple(name for name in ours if name not in here)
+    further = tuple(name for name in theirs if name not in there)
+    if missing:
+        near = difflib.get_close_matches(missing[0], further[:_MOST_COMPARED], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return f"it has no column {missing!r}, which {of} has{hint}"
-    return f"it has a column {further[0]!r}, which {of} lacks" if further else None
+        others = f"; it has {listed(further)} instead" if further and not near else ""
+        return f"{lacking(missing, of)}{hint}{others}"
+    return f"it has {_columns(further)}, which {of} lacks" if further else None
+
+
+def lacking(missing: Names, of: str) -> str:
+    """Say which columns of other data are not there."""
+    return f"it has no {_columns(missing).removeprefix('a ')}, which {of} has"
+
+
+def _columns(names: Names) -> str:
+    return f"{'a column' if len(names) == 1 else 'columns'} {listed(names)}"
 
 
 _MOST_COMPARED: Final = 1000
@@ -132,7 +142,7 @@ def _columns_difference(name: str, ours: Schema, theirs: Schema, of: str) -> Dif
     what = f"the columns of {name} are {listed(here)}; in {of} they are {listed(there)}"
     other = names_difference(there, here, of)
     if other is not None:
-        return Difference(what=what, why=f"The first difference: {other}", fix="ingest the same columns in both")
+        return Difference(what=what, why=f"The difference: {other}", fix="ingest the same columns in both")
     place = next(n for n, (one, two) in enumerate(zip(there, here, strict=True)) if one != two)
     why = f"The first difference: column {place} is {here[place]!r} here and {there[place]!r} there"
     return Difference(what=what, why=why, fix=Fix("ingest it again with ", named_in_order("columns", there)))

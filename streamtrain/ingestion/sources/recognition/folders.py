@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from stat import S_ISDIR
+from typing import Final
 
 from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import Source
@@ -13,6 +15,7 @@ from streamtrain.ingestion.sources.combine import name_of
 from streamtrain.ingestion.sources.input_files import look_up
 from streamtrain.ingestion.sources.recognition.content import kind_of
 from streamtrain.ingestion.sources.recognition.recipes import class_folders_recipe
+from streamtrain.store.writing.staging import destination_state
 from streamtrain.system.files import shown_names_in
 from streamtrain.system.refusals import read_failure
 
@@ -28,8 +31,26 @@ def files_in(folder: Path) -> list[Path]:
         raise InputError("no files in the folder", where=str(folder), fix="give the folder that holds the data files")
     inner = [entry.name for entry in entries if S_ISDIR(look_up(entry).st_mode)]
     if inner:
-        raise folder_of_folders(folder, inner)
+        files = [entry for entry in entries if entry.name not in inner and entry.suffix not in _NO_DATA]
+        raise _files_and_folders(folder, files, inner) if files else folder_of_folders(folder, inner)
     return entries
+
+
+def _files_and_folders(folder: Path, files: Sequence[Path], inner: Sequence[str]) -> InputError:
+    """Build the error for a folder of files and folders: which files are meant is not known."""
+    kinds = Counter(file.suffix for file in files)
+    listed = ", ".join(f"{n:,} {suffix or 'without a suffix'}" for suffix, n in kinds.most_common(_N_KINDS))
+    globs = " or ".join(
+        f"{folder / '*'}{suffix}" if folder != Path() else f"./*{suffix}" for suffix, _ in kinds.most_common(_N_KINDS)
+    )
+    what = f"the folder holds files ({listed}) and folders ({', '.join(inner[:5])})"
+    return InputError(
+        what, where=str(folder), why="Which of them are meant is not known", fix=f"name the files: {globs}"
+    )
+
+
+_N_KINDS: Final = 5
+_NO_DATA: Final = frozenset({".py", ".ipynb", ".sh", ".md", ".toml", ".html"})
 
 
 def folder_of_folders(folder: Path, inner: Sequence[str]) -> InputError:
@@ -39,7 +60,10 @@ def folder_of_folders(folder: Path, inner: Sequence[str]) -> InputError:
     if kinds and all("image" in kind for kind in kinds):
         why = f"It looks like a folder of classes, {len(inner)} in all, each of images ({kinds[0]} in {inner[0]})"
         return InputError(what, where=str(folder), why=why, fix=class_folders_recipe(folder))
-    listed = " ".join(repr(str(folder / name)) for name in inner[:5])
+    others = [name for name in inner if destination_state(folder / name) == "foreign"]
+    if not others:
+        return InputError(what, where=str(folder), why="They are datasets", fix="give the files that they were made of")
+    listed = " ".join(repr(str(folder / name)) for name in others[:5])
     return InputError(what, where=str(folder), fix=f"give the folders of files as a list: {listed}")
 
 

@@ -91,6 +91,12 @@ def distinct_texts(column: Any) -> set[str]:
     return set(unique(column).drop_null().to_pylist())
 
 
+def counted_texts(column: Any) -> dict[str, int]:
+    """Count the texts in a column."""
+    counts = arrow("pyarrow.compute").value_counts(without_dictionary(column).drop_null())
+    return dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True))
+
+
 def places_in(names: Any, column: Any) -> Any:
     """Number the texts of a column by their place among the names; null where one is not among them."""
     index_in = arrow("pyarrow.compute").index_in

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from streamtrain.errors import Argument, BudgetError, Fix, InputError
 from streamtrain.ingestion.sources.tables.arrow import (
     arrow,
+    counted_texts,
     distinct_texts,
     first_refused,
     is_text,
@@ -30,7 +31,7 @@ from streamtrain.ingestion.sources.tables.arrow import (
     stacked,
     without_dictionary,
 )
-from streamtrain.ingestion.sources.tables.foreign_forms import foreign_form, other_form
+from streamtrain.ingestion.sources.tables.foreign_forms import TextForms
 from streamtrain.system.units import counted, format_bytes
 
 MAX_CLASSES: Final = 100_000
@@ -64,10 +65,12 @@ class ColumnSurvey:
     missing_rows: list[int] = field(default_factory=list)
     classes: set[str] | None = None  # the distinct texts of a label; None above MAX_CLASSES
     known: frozenset[str] = frozenset()
+    is_told: bool = False  # what its classes are
     n_name_chars: int = 0  # in the distinct texts, all together
     memory: int | None = None  # where the texts cannot fit in it, long ones stand in ``classes`` by their digests
     n_marks: int = 0  # labels like NA, which are missing beside numbers and names beside names
     mark_rows: list[int] = field(default_factory=list)
+    forms: TextForms = field(default_factory=TextForms)
 
 
 _CLASS_COPIES: Final = 8
@@ -84,12 +87,16 @@ def _bytes_of(n_chars: int, n_names: int) -> int:
 
 
 def surveys_of(
-    names: Sequence[str], label: str | None, classes: Collection[str] | None, memory: int | None
+    names: Sequence[str],
+    label: str | None,
+    classes: Collection[str] | None,
+    memory: int | None,
+    marks: Sequence[str] = (),
 ) -> tuple[ColumnSurvey, ...]:
-    """Make an empty survey of each column; the names of classes may be known."""
-    known = frozenset(classes or ())
+    """Make an empty survey of each column; the names of classes may be known, and marks that are names here."""
+    known = frozenset((*(classes or ()), *marks))
     return tuple(
-        ColumnSurvey(name=name, is_label=True, classes=set(), known=known, memory=memory)
+        ColumnSurvey(name=name, is_label=True, classes=set(), known=known, is_told=bool(classes), memory=memory)
         if name == label
         else ColumnSurvey(name=name, is_label=False)
         for name in names
@@ -298,6 +305,8 @@ def _note_rows(noted: list[int], rows: npt.NDArray[np.intp], first_row: int) -> 
 
 def _note_names(column: ColumnSurvey, text: Any, first_row: int) -> Any:
     """Remember the distinct texts of a label; return it with those that are blank as nulls."""
+    if column.forms.is_open:
+        column.forms.add({name: n for name, n in counted_texts(text).items() if name.strip()})
     if column.classes is None:
         return text
     names = distinct_texts(text)
@@ -407,8 +416,8 @@ _NAMED_SO: Final = Fix(
 
 def class_names(column: ColumnSurvey, where: str) -> tuple[str, ...]:
     """Return the sorted texts of a label column; refuse more than can be classes, and what is not meant as text."""
-    if not column.known and (form := foreign_form(column.classes)):
-        raise InputError(f"the labels in column {column.name!r} are {form}", where=where, fix=other_form())
+    if not column.is_told and (form := column.forms.form()):
+        raise UnfitColumns(f"label column {column.name!r} holds {form}", where=where)
     if column.classes is None:
         raise InputError(
             f"label column {column.name!r} holds more than {MAX_CLASSES:,} distinct texts",

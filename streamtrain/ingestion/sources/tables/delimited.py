@@ -143,6 +143,8 @@ def reader(path: Path, options: SourceOptions) -> TableReader:
         place=partial(place_of, text),
         provenance=({**provenance_of(path, "csv")[0], **_facts_of_text(text)},),
         nulls=text.nulls,
+        has_own_nulls=text.has_own_nulls,
+        has_header=text.has_header,
         reading=ReadingMemory(lasting_bytes=2 * COLUMN_BYTES * len(text.header)),
     )
 
@@ -258,8 +260,8 @@ def _survey(
     place = partial(place_of, text)
     by_column = chosen.names if len(text.header) < _WIDE else chosen.names[len(chosen.features) :]
     # What is no mark here is a name, as it is in quotes.
-    names = (*(options.classes or ()), *(mark for mark in MISSING_MARKS if mark not in text.nulls))
-    columns = surveys_of(by_column, chosen.label, names, options.memory)
+    marks = [mark for mark in MISSING_MARKS if mark not in text.nulls]
+    columns = surveys_of(by_column, chosen.label, options.classes, options.memory, marks)
     features = FeatureSurvey(chosen.features)
     n_rows = longest = 0
     for run in _record_runs(text):

@@ -41,7 +41,7 @@ from streamtrain.ingestion.sources.tables.arrow import (
 from streamtrain.ingestion.sources.tables.column_survey import ColumnSurvey, class_names
 from streamtrain.store.layout import Field
 from streamtrain.store.schema.columns import INPUT, TARGET
-from streamtrain.store.schema.matching import named_in_order, names_difference
+from streamtrain.store.schema.matching import listed, named_in_order, names_difference
 
 _N_LISTED: Final = 100
 
@@ -135,13 +135,8 @@ def _only_column(header: Sequence[str], where: str) -> str:
 
 
 def _check_chosen(chosen: ChosenColumns, header: Sequence[str], where: str) -> None:
-    known = frozenset(header)
-    for name in chosen.names:
-        if name not in known:
-            near = difflib.get_close_matches(name, header, n=1)
-            kind = "label column" if name == chosen.label else "column"
-            fix = f"did you mean {near[0]!r}?" if near else "name one of these"
-            raise InputError(f"no {kind} {name!r}", where=where, why=f"It has {listed_header(header)}", fix=fix)
+    check_there(chosen.features, header, where, "column")
+    check_there(chosen.names[len(chosen.features) :], header, where, "label column")
     if chosen.label in chosen.features:
         fix = "take it out of columns"
         raise UsageError(f"column {chosen.label!r} is both label and feature", where=where, fix=fix)
@@ -151,6 +146,18 @@ def _check_chosen(chosen: ChosenColumns, header: Sequence[str], where: str) -> N
     if not chosen.names:
         why = f"{', '.join(chosen.left_out)} is an index" if chosen.left_out else None
         raise UsageError("no column is left to read", where=where, why=why, fix="name columns or a label column")
+
+
+def check_there(names: Sequence[str], header: Sequence[str], where: str, kind: str) -> None:
+    """Refuse names of columns that a header does not have, all of them at once."""
+    known = frozenset(header)
+    others = [name for name in dict.fromkeys(names) if name not in known]
+    if not others:
+        return
+    near = difflib.get_close_matches(others[0], header, n=1)
+    fix = f"did you mean {near[0]!r}?" if near else "name one of these"
+    what = f"no {kind}{'s' * (len(others) > 1)} {listed(tuple(others))}"
+    raise InputError(what, where=where, why=f"It has {listed_header(header)}", fix=fix)
 
 
 def listed_header(header: Sequence[str]) -> str:
@@ -309,7 +316,9 @@ def in_order(source: TableSource, names: tuple[str, ...], of: str) -> TableSourc
         return source
     other = names_difference(names, source.chosen.features, of)
     if other is not None:
-        fix = Fix(named_in_order("columns", names), ", if it has them all; or ingest it as a dataset of its own")
+        fix = Fix(named_in_order("columns", names), "; or ingest it as a dataset of its own")
+        if not set(names) <= set(source.header() or source.chosen.features):
+            fix = Fix("data with all of these columns; or ingest it as a dataset of its own")
         raise InputError(f"its columns are not those of {of}: {other}", where=str(source.path), fix=fix)
     surveyed = {column.name: column for column in source.columns}
     facts, *more = source.provenance

@@ -147,7 +147,7 @@ def test_all_that_is_unfit_is_told_at_once_and_the_remedy_works(
     told = capsys.readouterr().err
     for part in ("a: 12 missing", "kind: 2 texts", "text: 80 texts", "when: dates"):
         assert part in told
-    remedy = told.partition("take the table as it is, ")[2].strip().rstrip(".").split()
+    remedy = told.partition("as it is; or by hand, ")[2].partition(";")[0].split()
     assert main([*command, *remedy]) == 0
 
 

@@ -12,7 +12,7 @@ from streamtrain.errors import Argument, Fix, InputError, UsageError
 from streamtrain.ingestion.sources.base import PLAIN_TABLE, SourceOptions, TableOptions
 from streamtrain.ingestion.sources.column_names import index_columns
 from streamtrain.ingestion.sources.tables.roles.reader import TableReader
-from streamtrain.ingestion.sources.tables.table_columns import check_header, listed_header
+from streamtrain.ingestion.sources.tables.table_columns import check_header, check_there, listed_header
 
 Names = tuple[str, ...]
 
@@ -94,15 +94,11 @@ def choose_roles(
 
 
 def _check_named(named: Mapping[str, Names], header: Sequence[str], where: str) -> None:
-    known = frozenset(header)
     of: dict[str, str] = {}
+    check_there(named["label_column"], header, where, "label column")
+    check_there(tuple(chain.from_iterable(named.values())), header, where, "column")
     for option, names in named.items():
         for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, header, n=1)
-                kind = "label column" if option == "label_column" else "column"
-                fix = f"did you mean {near[0]!r}?" if near else "name one of these"
-                raise InputError(f"no {kind} {name!r}", where=where, why=f"It has {listed_header(header)}", fix=fix)
             if name in of:
                 what = f"column {name!r} is named twice, in {of[name]} and {option}"
                 raise UsageError(what, where=where, why="A column has one role", fix="name it once")

@@ -12,6 +12,7 @@ from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.tables.arrow import (
     arrow,
+    counted_texts,
     distinct_texts,
     is_text,
     missing_in,
@@ -21,10 +22,12 @@ from streamtrain.ingestion.sources.tables.arrow import (
     without_dictionary,
 )
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns, with_nulls
-from streamtrain.ingestion.sources.tables.foreign_forms import foreign_form, other_form
-from streamtrain.ingestion.sources.tables.roles.choice import TableRoles, choose_roles, missing_rule
+from streamtrain.ingestion.sources.tables.foreign_forms import Form, TextForms
+from streamtrain.ingestion.sources.tables.roles.choice import TableRoles, missing_rule
+from streamtrain.ingestion.sources.tables.roles.cleaning import also_missing, foreign_columns
 from streamtrain.ingestion.sources.tables.roles.numbers import FLOAT64, is_number_type, missing_text, read_numbers
-from streamtrain.ingestion.sources.tables.roles.reader import TableBatch, TableReader
+from streamtrain.ingestion.sources.tables.roles.reader import CellColumns, TableBatch, TableReader
+from streamtrain.ingestion.sources.tables.roles.role_table import shared_roles, without_rows
 from streamtrain.ingestion.sources.tables.roles.rows import missing_labels
 from streamtrain.system.units import counted
 
@@ -50,6 +53,8 @@ class _Finding:
     is_number: bool = True
     is_date: bool = True
     texts: set[str] | None = field(default_factory=set)  # distinct ones; None above a limit
+    forms: TextForms = field(default_factory=TextForms)
+    has_zeros: bool = False  # before a whole number
     kind: str = ""  # of a column that is neither numbers nor text nor dates
 
 
@@ -59,6 +64,7 @@ class Findings:
 
     roles: TableRoles
     columns: tuple[_Finding, ...]
+    labels: tuple[_Finding, ...]  # of text, whose names nobody has told
     n_rows: int
     n_unlabelled: int
 
@@ -88,6 +94,16 @@ class Findings:
     def infinite(self) -> list[_Finding]:
         """Columns of numbers of which some are infinite."""
         return [each for each in self.columns if each.n_infinite and self._role(each) == "number"]
+
+    def forms(self) -> dict[str, Form]:
+        """Columns and labels whose texts are nearly numbers, or dates."""
+        found = {each.name: each.forms.form() for each in (*self.columns, *self.labels)}
+        texts = {each.name for each in self.columns if each.is_number or each.is_date}
+        return {name: form for name, form in found.items() if form is not None and name not in texts}
+
+    def codes(self) -> list[str]:
+        """Columns of numbers with leading zeros."""
+        return [each.name for each in self.columns if each.has_zeros and each.is_number]
 
     def ids(self) -> list[str]:
         """Columns of whole numbers that rise by the same from row to row."""
@@ -142,24 +158,32 @@ class Findings:
         elif each.is_date:
             yield "dates"
         else:
-            form = foreign_form(each.texts)
+            form = each.forms.form()
             texts = f"over {_MOST_DISTINCT:,} texts" if each.texts is None else f"{len(each.texts):,} texts"
-            yield f"{texts}, {form}" if form else texts
+            yield f"{form}, a mark of missing values, it seems" if form else texts
 
 
 def look(readers: Sequence[TableReader], options: SourceOptions) -> Findings:
     """Look through all files for what is in the columns that are read as numbers, and for labels that are missing."""
     with returning_memory():
-        roles = choose_roles(readers[0].header, options, str(readers[0].path), readers[0].metadata)
+        roles = shared_roles(readers, options)
         findings = [_Finding(name=name) for name in (*roles.numbers, *roles.dates)]
+        labels = [_Finding(name=name) for name in roles.labels if not options.classes]
         n_rows = n_unlabelled = 0
         for reader in readers:
             names = (*roles.inputs, *roles.labels)
             for batch in reader.batches(names):
                 _add(findings, batch, reader)
+                _add_labels(labels, batch, reader)
                 n_rows += batch.n_rows
                 n_unlabelled += int(_unlabelled(batch, roles, options, reader).sum())
-        return Findings(roles=roles, columns=tuple(findings), n_rows=n_rows, n_unlabelled=n_unlabelled)
+        return Findings(
+            roles=roles,
+            columns=tuple(findings),
+            labels=tuple(labels),
+            n_rows=n_rows,
+            n_unlabelled=n_unlabelled,
+        )
 
 
 def _unlabelled(batch: TableBatch, roles: TableRoles, options: SourceOptions, reader: TableReader) -> Any:
@@ -173,6 +197,8 @@ def _unlabelled(batch: TableBatch, roles: TableRoles, options: SourceOptions, re
 
 
 def _add(findings: Sequence[_Finding], batch: TableBatch, reader: TableReader) -> None:
+    if reader.types is None and not isinstance(batch.columns, CellColumns):
+        _note_zeros(findings, batch)
     # All at once where they are numbers, which those of a wide table mostly are.
     names = [each.name for each in findings if each.is_number and not each.kind]
     found = read_numbers(batch, names, FLOAT64, reader.nulls, keep_nan=False)
@@ -182,6 +208,24 @@ def _add(findings: Sequence[_Finding], batch: TableBatch, reader: TableReader) -
         return
     for each in findings:
         _add_column(each, batch, reader)
+
+
+def _note_zeros(findings: Sequence[_Finding], batch: TableBatch) -> None:
+    """Note columns with leading zeros; in a wide table, whose columns are many, there are hardly codes."""
+    compute = arrow("pyarrow.compute")
+    for each in findings:
+        if each.is_number and not each.has_zeros and is_text(text := batch.columns[each.name]):
+            each.has_zeros = bool(compute.any(compute.match_substring_regex(text, _ZEROS)).as_py())
+
+
+_ZEROS: Final = r"^\s*0\d+\s*$"
+
+
+def _add_labels(labels: Sequence[_Finding], batch: TableBatch, reader: TableReader) -> None:
+    for each in labels:
+        if each.forms.is_open and is_text(batch.columns[each.name]):
+            text = without_dictionary(batch.columns[each.name])
+            each.forms.add(counted_texts(with_nulls(text, missing_text(text, reader.nulls))))
 
 
 def _add_column(each: _Finding, batch: TableBatch, reader: TableReader) -> None:
@@ -216,6 +260,8 @@ def _add_text(each: _Finding, text: Any, reader: TableReader) -> None:
     else:
         each.is_number = each.is_rising = False
     each.is_date = each.is_date and _are_dates(there)
+    if each.forms.is_open:
+        each.forms.add(counted_texts(there))
     if each.texts is not None:
         each.texts |= distinct_texts(there)
         each.texts = each.texts if len(each.texts) <= _MOST_DISTINCT else None
@@ -251,12 +297,35 @@ def _add_values(each: _Finding, numbers: Any, *, n_missing: int) -> None:
     each.least, each.most = min(each.least, float(numbers.min())), max(each.most, float(numbers.max()))
 
 
+def foreign_at_once(readers: Sequence[TableReader], options: SourceOptions) -> InputError | None:
+    """Make the error for all columns of foreign forms; None where there are none."""
+    return _foreign(readers, options, look(readers, options))
+
+
+def _foreign(
+    readers: Sequence[TableReader], options: SourceOptions, findings: Findings, *, any_form: bool = False
+) -> InputError | None:
+    """Make the error for columns of foreign forms, and for labels of any form; or for columns of any form, too."""
+    found, labels = findings.forms(), findings.roles.labels
+    if not any(any_form or form.is_foreign or name in labels for name, form in found.items()):
+        return None
+    exclude = options.table.exclude if options.columns is None else None
+    codes = [*findings.roles.categorical, *findings.codes()]
+    return foreign_columns(readers, found, labels, codes=codes, exclude=exclude)
+
+
 def told_at_once(error: UnfitColumns, readers: Sequence[TableReader], options: SourceOptions) -> InputError:
     """Tell, behind the first thing that is unfit, all others, and the options that would take them."""
+    if is_labels := options.columns == () and not options.labels:
+        # A file of labels, of one column.
+        options = replace(options, label_column=readers[0].header[0])
     findings = look(readers, options)
+    if (foreign := _foreign(readers, options, findings)) is not None:
+        return foreign
     lines = [*findings.lines()]
-    arguments = _remedy(findings, options)
-    if not lines or not arguments:
+    missing = also_missing(readers[0], findings.forms())
+    arguments = _remedy(findings, options, missing)
+    if not lines or not arguments or is_labels:
         return error
     shown = "; ".join(lines[:_N_TOLD]) + (
         f"; and {len(lines) - _N_TOLD:,} more columns" if len(lines) > _N_TOLD else ""
@@ -265,29 +334,38 @@ def told_at_once(error: UnfitColumns, readers: Sequence[TableReader], options: S
         error.what,
         where=error.where,
         why=f"{error.why.rstrip('. ')}. Unfit are {shown}" if error.why else f"Unfit are {shown}",
-        fix=Fix(error.fix or "correct the values", "; or, to take the table as it is, ", Fix.together(arguments)),
+        fix=Fix(
+            *(
+                Fix.together([Argument("auto", True), *filter(None, [missing])]),
+                ", which takes the table as it is; or by hand, ",
+            ),
+            *(Fix.together(arguments), "; or ", error.fix or "correct the values"),
+        ),
     )
 
 
-def _remedy(findings: Findings, options: SourceOptions) -> list[Argument]:
+def _remedy(findings: Findings, options: SourceOptions, also_missing: Argument | None) -> list[Argument]:
     """List the arguments that would take all of it, beside those that were given."""
+    marked = findings.forms() if also_missing else {}
     table = options.table
     dates = {**table.dates, **dict.fromkeys(findings.dates(), "seconds")}
-    categories = [*table.categorical, *findings.categories()]
-    left_out = [*findings.others(), *findings.empty()]
+    categories = [*table.categorical, *(name for name in findings.categories() if name not in marked)]
+    left_out = [*(name for name in findings.others() if name not in marked), *findings.empty()]
     arguments = []
     if len(categories) > len(table.categorical):
         arguments.append(Argument("categorical", categories))
     if len(dates) > len(table.dates):
         arguments.append(Argument("dates", dates))
-    missing = [each.name for each in findings.missing()]
+    if also_missing is not None:
+        arguments.append(also_missing)
+    missing = [*marked, *findings.missing()]
     if missing and missing_rule(table)[0] == "error":
         arguments.append(Argument("na", "fill=mean"))
     if findings.n_unlabelled and not table.drop_unlabelled:
         arguments.append(Argument("drop_unlabelled", True))
     if findings.infinite() and table.nan == "error":
         arguments.append(Argument("nan", "keep"))
-    taken = {*findings.dates(), *findings.categories(), *left_out}
+    taken = {*findings.dates(), *categories, *left_out}
     if options.columns is not None and taken:
         rest = [name for name in options.columns if name not in taken]
         arguments.append(Argument("columns", rest if rest and len(rest) <= _N_NAMED else None))
@@ -298,16 +376,16 @@ def _remedy(findings: Findings, options: SourceOptions) -> list[Argument]:
 
 def choose_for_all(
     readers: Sequence[TableReader], options: SourceOptions
-) -> tuple[SourceOptions, tuple[Argument, ...], Fix | None]:
+) -> tuple[SourceOptions, tuple[Argument, ...], tuple[Fix, ...]]:
     """Choose what takes every column of these files.
 
-    Return the arguments that say so, beside those given, and a doubt about columns that are taken and look like ids.
+    Return the arguments that say so, beside those given, and doubts about columns that look like ids or codes.
     """
     findings = look(readers, options)
-    texts = [each for each in findings.columns if not (each.is_number or each.is_date)]
-    if forms := {each.name: form for each in texts if (form := foreign_form(each.texts))}:
-        what = "; ".join(f"column {name!r} holds {form}" for name, form in forms.items())
-        raise InputError(what, where=str(readers[0].path), why="They would be texts", fix=other_form(list(forms)))
+    if not findings.n_rows:
+        raise without_rows(readers[0])
+    if (foreign := _foreign(readers, options, findings, any_form=True)) is not None:
+        raise foreign
     table = options.table
     left_out = [*dict.fromkeys([*findings.others(), *findings.constants()])]
     dates = {name: "seconds" for name in findings.dates() if name not in left_out and name not in table.dates}
@@ -336,7 +414,20 @@ def choose_for_all(
     ]
     if columns != options.columns:
         arguments.append(Argument("columns", list(columns or ())))
-    return resolved, tuple(arguments), _doubt_of_ids(findings, options)
+    doubts = (_doubt_of_ids(findings, options), _doubt_of_codes(findings, options))
+    return resolved, tuple(arguments), tuple(filter(None, doubts))
+
+
+def _doubt_of_codes(findings: Findings, options: SourceOptions) -> Fix | None:
+    """Say which columns of numbers look like codes."""
+    codes = [name for name in findings.codes() if options.columns is None and name not in findings.ids()]
+    if not codes:
+        return None
+    told = (
+        "has leading zeros, as a code does, and is a number" if len(codes) == 1 else "have leading zeros, as codes do"
+    )
+    categories = Argument("categorical", [*options.table.categorical, *codes])
+    return Fix(f"{', '.join(codes)} {told}: ", categories, " keeps each code apart")
 
 
 def _doubt_of_ids(findings: Findings, options: SourceOptions) -> Fix | None:

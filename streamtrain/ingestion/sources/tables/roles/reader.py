@@ -59,6 +59,8 @@ class TableReader:
     place: Callable[[int], str]
     provenance: tuple[dict[str, Any], ...]
     nulls: tuple[str, ...]  # marks of missing values in text
+    has_own_nulls: bool = False  # which were given
+    has_header: bool = True
     metadata: Mapping[bytes, bytes] | None = None
     reading: ReadingMemory = NO_READING
     parsed: Callable[[Sequence[str], NumbersParsed], Generator[TableBatch, None, None]] | None = None

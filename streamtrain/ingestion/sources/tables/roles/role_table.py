@@ -39,6 +39,7 @@ from streamtrain.ingestion.sources.tables.roles.rows import ColumnTypes, RoleRun
 from streamtrain.ingestion.sources.tables.typed_columns import check_label_type
 from streamtrain.store.schema.columns import CATEGORIES, ID, INPUT, MISSING, TARGET, WEIGHT
 from streamtrain.store.schema.facts import SchemaFacts
+from streamtrain.store.schema.matching import names_difference
 
 _N_NAMED: Final = 50
 _TEXT_COPIES: Final = 32
@@ -174,11 +175,8 @@ def open_tables(readers: Sequence[TableReader], options: SourceOptions, known: L
 
 
 def _open_tables(readers: Sequence[TableReader], options: SourceOptions, known: Learned | None) -> Source:
-    chosen = [choose_roles(each.header, options, str(each.path), each.metadata) for each in readers]
-    # Columns are matched by name, whatever their order in a file.
-    roles = chosen[0]
-    for reader, own in zip(readers, chosen, strict=True):
-        _check_same_columns(readers[0], roles, reader, own, options)
+    roles = shared_roles(readers, options)
+    for reader in readers:
         if reader.types is not None and len(roles.labels) == 1:
             check_label_type(str(reader.path), roles.labels[0], reader.types[roles.labels[0]])
     learner = TableLearner(roles, options, known)
@@ -283,17 +281,28 @@ def _read_as(learned: Learned, roles: TableRoles, types: ColumnTypes) -> np.dtyp
     return dtypes[INPUT] if roles.numbers and dtypes[INPUT].kind == "f" else types.numbers
 
 
-def _check_same_columns(
-    first: TableReader, roles: TableRoles, reader: TableReader, own: TableRoles, options: SourceOptions
-) -> None:
-    further = set(own.names) ^ set(roles.names)
-    if further:
-        name = sorted(further)[0]
-        has, lacks = (reader, first) if name in own.names else (first, reader)
-        shared = [each for each in roles.numbers if each in own.numbers]
+def shared_roles(readers: Sequence[TableReader], options: SourceOptions) -> TableRoles:
+    """Choose the roles of the columns that all files of a table have, by name; refuse files of other columns."""
+    first, *others = readers
+    roles = choose_roles(first.header, options, str(first.path), first.metadata)
+    for reader in others:
+        _check_same_columns(first, roles, reader, options)
+    return roles
+
+
+def _check_same_columns(first: TableReader, roles: TableRoles, reader: TableReader, options: SourceOptions) -> None:
+    where = str(reader.path)
+    if any(name not in reader.header for name in roles.names):
+        # What nobody named is read, and what is left out is nowhere.
+        further = [name for name in reader.header if name not in first.header and options.columns is None]
+        theirs = (*(name for name in roles.names if name in reader.header), *further)
+    else:
+        theirs = choose_roles(reader.header, options, where, reader.metadata).names
+    if (other := names_difference(roles.names, theirs, str(first.path))) is not None:
+        shared = [each for each in roles.numbers if each in theirs]
         raise InputError(
-            f"column {name!r} is in {has.path} and not in {lacks.path}",
-            where=str(reader.path),
+            other,
+            where=where,
             why="Files that are read together have the same columns",
             fix=_shared_columns(shared, options) if 0 < len(shared) <= _N_NAMED else "ingest the files apart",
         )
@@ -305,10 +314,15 @@ def _shared_columns(names: list[str], options: SourceOptions) -> Fix:
     return Fix(Argument("columns", names), *no_exclude, ", or ingest the files apart")
 
 
+def without_rows(reader: TableReader) -> InputError:
+    """Make the error for a header alone."""
+    return InputError("the table has columns but no rows", where=str(reader.path), fix="give a file with rows")
+
+
 def _no_rows(reader: TableReader, counts: Sequence[FileCounts]) -> InputError:
     n_read = sum(seen.n_read for seen in counts)
     if not n_read:
-        return InputError("the table has columns but no rows", where=str(reader.path), fix="give a file with rows")
+        return without_rows(reader)
     n_unlabelled = sum(seen.n_unlabelled for seen in counts)
     what = (
         "no row has a label" if n_unlabelled == n_read else "no row is left: in each, a value or the label is missing"

@@ -9,12 +9,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import InputError
+from streamtrain.errors import Argument, Fix, InputError
 from streamtrain.ingestion.sources.base import SourceOptions
 from streamtrain.ingestion.sources.tables.arrow import arrow, first_refused, is_text, missing_in, without_dictionary
 from streamtrain.ingestion.sources.tables.column_survey import UnfitColumns
 from streamtrain.ingestion.sources.tables.dates import DateColumn, DateForm, days_or_seconds
 from streamtrain.ingestion.sources.tables.roles.choice import TableRoles, missing_rule
+from streamtrain.ingestion.sources.tables.roles.cleaning import cleaned, forms_in, what_they_hold
 from streamtrain.ingestion.sources.tables.roles.numbers import (
     FLOAT64,
     INT64,
@@ -210,8 +211,18 @@ class RowReader:
             what = f"column {name!r} holds {value!r:.80}, where the other dataset has {dtype}"
             fix = "round it in the source; or ingest it as a dataset of its own"
             return InputError(what, where=place(row), fix=fix)
+        if (foreign := self._foreign(batch, name, place(row))) is not None:
+            return foreign
         what = f"column {name!r} holds {value!r:.80}, which is not a number"
         return UnfitColumns(what, where=place(row), why="Features are numbers")
+
+    def _foreign(self, batch: TableBatch, name: str, where: str) -> UnfitColumns | None:
+        """Make the error for a column of a foreign form, with all such columns in it; None where it is none."""
+        forms = forms_in(batch, (*self.roles.inputs, *self.roles.labels), self.reader.nulls)
+        if name not in forms:
+            return None
+        fix = cleaned(self.reader, forms, codes=self.roles.categorical)
+        return UnfitColumns(what_they_hold(forms, self.roles.labels), where=where, fix=fix)
 
     def _dates(self, batch: TableBatch, name: str, place: Callable[[int], str]) -> npt.NDArray[np.float64]:
         column = batch.columns[name]
@@ -222,7 +233,12 @@ class RowReader:
             )
         unit: Any = self.roles.dates[name]
         of = DateColumn(name=name, unit=unit, timezone=self.options.table.timezone)
-        found = days_or_seconds(column, of, place, self.types.forms.get(name))
+        try:
+            found = days_or_seconds(column, of, place, self.types.forms.get(name))
+        except InputError as error:
+            if (foreign := self._foreign(batch, name, error.where or place(0))) is not None:
+                raise foreign from error
+            raise
         if found.form is not None:
             self.types.forms[name] = found.form
         return found.values
@@ -239,10 +255,7 @@ class RowReader:
         what = "weight" if dtype == FLOAT64 else "id"
         found = read_numbers(batch, [name], dtype, self.reader.nulls, keep_nan=False)
         if isinstance(found, str):
-            kind = "numbers" if what == "weight" else "whole numbers of at most 64 bits"
-            raise InputError(
-                f"{what} column {name!r} does not hold {kind} only", where=place(0), fix=f"name another {what} column"
-            )
+            raise self._no_single(without_dictionary(batch.columns[name]), name, what, dtype, place)
         values: npt.NDArray[Any] = found.values[rows, 0]
         missing = found.missing[rows, 0]
         bad = missing | ((values < 0) | ~np.isfinite(values) if what == "weight" else False)
@@ -256,6 +269,22 @@ class RowReader:
                 fix="correct it, or leave the row out of the source",
             )
         return values
+
+    def _no_single(
+        self, column: Any, name: str, what: str, dtype: np.dtype[Any], place: Callable[[int], str]
+    ) -> InputError:
+        """Make the error for a weight that is no number, or an id that is no whole one."""
+        row, held = 0, f"values of type {column.type}"
+        if is_text(column):
+            rows = np.flatnonzero(~missing_text(column, self.reader.nulls))
+            row = int(rows[first_refused(column.take(arrow().array(rows)), dtype)])
+            held = f"{column[row].as_py()!r:.80}"
+        if what == "weight":
+            told = f"weight column {name!r} holds {held}, and a weight is a number"
+            return InputError(told, where=place(row), fix=Fix("another ", Argument("weight_column"), ", or none"))
+        told = f"id column {name!r} holds {held}, and an id is a whole number of at most 64 bits"
+        joins = ", or none: predict numbers the rows in its column row, by which predictions join their source"
+        return InputError(told, where=place(row), fix=Fix("another ", Argument("id_column"), joins))
 
 
 def _taken(column: Any, rows: npt.NDArray[np.intp]) -> Any:
