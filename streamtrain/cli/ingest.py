@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 import click
 
@@ -13,6 +14,7 @@ from streamtrain.cli.commands.sections import command, option
 from streamtrain.cli.commands.values import CODECS, DATASET_TEXT, FILE, MISSING, SIZE, TASKS, Choice, Suggestion
 from streamtrain.cli.output import (
     as_command_line,
+    command_line,
     emit,
     encoded_facts,
     error_text,
@@ -23,8 +25,11 @@ from streamtrain.cli.output import (
     note,
     stored_facts,
     task_facts,
+    typed_words,
 )
-from streamtrain.errors import Lines, UsageError
+from streamtrain.cli.preparation.raw_files import dataset_of
+from streamtrain.errors import Lines, MissingArgument, UsageError
+from streamtrain.system.files import local_path
 from streamtrain.system.units import counted, format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -52,7 +57,7 @@ _WRITING: Final = "Writing"
     ),
     page="ingest",
 )
-@click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=FILE)
+@click.argument("sources", nargs=-1, metavar="SRC...", type=FILE)
 @click.argument("dest", metavar="DEST", type=DATASET_TEXT)
 @option("--labels", metavar="SRC", type=FILE, section=_LABELS, help="A file whose rows become field y.")
 @option("--label-key", metavar="COLUMN", section=_LABELS, help="Images: the column of file names in --labels.")
@@ -195,6 +200,8 @@ def ingest_command(
         "say": lambda text: note(as_command_line(text)),
         "progress": False if is_quiet() else None,
     }
+    if not sources:
+        sources, dest = (dest,), _dest_of(dest, dry_run=dry_run)
     source = list(sources) if len(sources) > 1 else sources[0]
     if dry_run:
         _print_found(as_json, source, dest, options)
@@ -207,6 +214,16 @@ def ingest_command(
     emit(as_json, result, _text(result, dataset))
     if (doubt := _doubt_of_task(dataset)) is not None:
         note(f"warning: train will refuse it: {doubt}")
+
+
+def _dest_of(source: str, *, dry_run: bool) -> str:
+    """Name a dataset for the one word that was typed, which is the source; only a dry run needs no name."""
+    if dry_run:
+        return f"{source}.{uuid4().hex}"  # nothing is there, and nothing is written
+    words = [*typed_words()]
+    words.insert(words.index(source) + 1, dataset_of(local_path(source)))
+    what = f"Missing argument 'DEST': {source} is the source, and the dataset that becomes of it has no name"
+    raise MissingArgument(what, fix=command_line(["streamtrain", *words]))
 
 
 def _print_found(as_json: bool, source: str | list[str], dest: str, options: dict[str, Any]) -> None:
@@ -332,12 +349,17 @@ def parse_fields(text: str) -> dict[str, str]:
 
 def _parse_split(text: str) -> dict[str, float]:
     pairs = [word.partition("=") for word in text.split(",") if word.strip()]
+    if len(pairs) == 1 and pairs[0][1] == "" and re.fullmatch(r"0?\.\d+", pairs[0][0].strip()):
+        raise UsageError(f"--split {text!r} is a share without a name", fix=f"--split val={text.strip()}")
     try:
         split = {name.strip(): float(share) for name, _, share in pairs}
     except ValueError:
         split = {}
     if not split or len(split) < len(pairs) or not all(name.strip() for name, _, _ in pairs):
-        raise UsageError(f"--split {text!r} is not a list of different NAME=SHARE", fix="--split val=0.1,test=0.1, say")
+        raise UsageError(
+            f"--split {text!r} is not a name and a share for each split",
+            fix="--split val=0.1,test=0.1, say",
+        )
     return split
 
 
