@@ -32,7 +32,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 
 def printable(text: str) -> str:
@@ -436,6 +436,18 @@ def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list
     ]
 
 
+_OTHERS: Final = {
+    "l1": "l1 mae meanabsoluteerror absoluteerror",
+    "mse": "mse l2 meansquarederror squarederror",
+    "huber": "huber smoothl1",
+    "bce_with_logits": "bce bcewithlogits binarycrossentropy logistic",
+    "cross_entropy": "ce xent crossentropy log softmax categoricalcrossentropy sparsecategoricalcrossentropy",
+    "nll": "nll negativeloglikelihood",
+    "poisson": "poissonnll",
+}
+"""Other libraries' names for ours, without case, bars and "loss" at their end."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     """Build the error for an unknown name, with the nearest known one.
 
@@ -445,9 +457,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     --------
     >>> str(unknown_name("optimizer", "adm", ["adam", "sgd"]))
     "unknown optimizer 'adm'. Known: adam, sgd. Fix: did you mean 'adam'?"
+    >>> unknown_name("loss", "mae", ["mse", "l1"]).fix
+    "did you mean 'l1'?"
     """
     names = sorted(known) if isinstance(known, Set) else list(known)
-    near = nearest_name(str(name).lower(), names)
+    word = str(name).lower().replace("_", "").replace("-", "").removesuffix("loss")
+    elsewhere = next((ours for ours in names if word in _OTHERS.get(ours, "").split()), None)
+    near = elsewhere or nearest_name(str(name).lower(), names)
     return UnknownName(
         f"unknown {kind} {name!r:.80}",
         why=f"Known: {', '.join(sorted(names))}",

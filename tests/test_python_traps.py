@@ -140,6 +140,7 @@ def test_what_is_not_ours_passes_untouched(data: st.Dataset) -> None:
     with st.StreamLoader(data, memory="4MB", transform=fails) as loader, pytest.raises(KeyError) as caught:
         list(loader)
     assert caught.traceback[-1].name == "fails"
+    assert caught.value.__notes__ == ["in your transform fails"]
 
     def refused(summary: Any) -> None:
         st.open("nope.zarr")

@@ -45,7 +45,7 @@ def test_a_folder_of_images_where_a_dataset_is_expected(names: tuple[str, str]) 
         image(name)
     for line in ("train pets --model linear --epochs 1", "info pets"):
         said = refused(line, 2)
-        assert "is a folder of images, not a dataset" in said
+        assert "pets: a folder of images, not a dataset" in said
         assert advised(said) == "streamtrain ingest pets pets.zarr"
     write("pets/notes.txt", "")
     assert "not a streamtrain dataset" in refused("info pets", 4)

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 import click
 
@@ -187,6 +188,9 @@ def ingest_command(
     from streamtrain.store.split_root import read_splits
 
     started = time.perf_counter()
+    if dry_run and not sources:
+        # Nothing is written, so there need be no place for it.
+        sources, dest = (dest,), f"{dest}.{uuid4().hex}"
     _check_places(sources, dest)
     options |= {
         "columns": _parse_list(columns),
@@ -226,11 +230,12 @@ def _check_places(sources: tuple[str, ...], dest: str) -> None:
     """Refuse a command without a source or a destination, or with a list that has blanks in it."""
     if any(not local_path(source).exists() for source in sources):
         _check_lists({*sources, dest})
-    elif local_path(dest).is_file():
+    elif local_path(dest).is_file() or (not sources and local_path(dest).exists()):
         stem = local_path(dest).name.partition(".")[0] or "dataset"
         name = next(name for name in (stem, f"{stem}.zarr", f"{stem}-new") if not local_path(name).exists())
         words = [word for word in typed_words() if word not in ("--overwrite", "--append")]
-        why = f"The last argument is the new dataset, and {dest} is a file"
+        kind = "file" if local_path(dest).is_file() else "folder"
+        why = f"The last argument is the new dataset, and {dest} is a {kind}"
         raise UsageError("DEST is missing", why=why, fix=command_line(["streamtrain", *words, name]))
     elif not sources:
         raise UsageError("SRC is missing", why=f"The last argument is the new dataset, {dest}", fix="FILE DEST, say")
@@ -375,12 +380,17 @@ def parse_fields(text: str) -> dict[str, str]:
 
 def _parse_split(text: str) -> dict[str, float]:
     pairs = [word.partition("=") for word in text.split(",") if word.strip()]
+    if len(pairs) == 1 and pairs[0][1] == "" and re.fullmatch(r"0?\.\d+", pairs[0][0].strip()):
+        raise UsageError(f"--split {text!r} is a share without a name", fix=f"--split val={text.strip()}")
     try:
         split = {name.strip(): float(share) for name, _, share in pairs}
     except ValueError:
         split = {}
     if not split or len(split) < len(pairs) or not all(name.strip() for name, _, _ in pairs):
-        raise UsageError(f"--split {text!r} is not a list of different NAME=SHARE", fix="--split val=0.1,test=0.1, say")
+        raise UsageError(
+            f"--split {text!r} is not a name and a share for each split",
+            fix="--split val=0.1,test=0.1, say",
+        )
     return split
 
 

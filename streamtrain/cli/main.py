@@ -203,7 +203,8 @@ def _outcome(error: BaseException) -> tuple[str, int]:
 def _usage(error: click.UsageError) -> str:
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         known = [name.removeprefix("--") for name in (*names_of(error.ctx.command), "--help")]
-        meant = _meant(error.option_name.lstrip("-"), known)
+        word = error.option_name.lstrip("-")
+        meant = (_share(word, error.ctx) if "split-how" in known else None) or _meant(word, known)
         suggested = f" Did you mean --{meant}?" if meant else ""
         message = printable(f"No such option: {error.option_name}.{suggested}")
     else:
@@ -239,8 +240,22 @@ def _surplus(message: str, context: click.Context) -> str:
 def _meant(word: str, known: Sequence[str]) -> str | None:
     """Find the option that is meant: by its name in Python or in another library, or else by the nearest name."""
     name = word.replace("-", "_")
-    options = map(option_name, (name, *names_here(name)))
+    begun = sorted((option for option in known if len(word) > 1 and option.startswith(word)), key=len)
+    options = (option_name(name), *begun, *map(option_name, names_here(name)))
     return next((option for option in options if option in known), None) or nearest_name(word, known)
+
+
+_SPLIT: Final = re.compile(r"(val|test)(idation)?([-_](split|size|share|fraction))?|valid([-_]size)?")
+
+
+def _share(word: str, context: click.Context) -> str | None:
+    """Write the option that divides rows, for the share of one split as other libraries name it."""
+    if _SPLIT.fullmatch(word) is None:
+        return None
+    words = [part for each in context.find_root().obj for part in each.split("=", 1)]
+    after = words[words.index(f"--{word}") + 1 :][:1] if f"--{word}" in words else []
+    share = after[0] if after and re.fullmatch(r"0?\.\d+", after[0]) else "0.1"
+    return f"split {'test' if word.startswith('test') else 'val'}={share}"
 
 
 def _wrapped(message: str) -> str:

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from streamtrain.errors import UsageError
+from streamtrain.errors import UsageError, printable
 from streamtrain.loader.decode.delivery import SAMPLE_KEYS
 from streamtrain.shuffle.order import I64, EpochOrder
 from streamtrain.shuffle.positions import iter_positions
-from streamtrain.system.arguments import check_int, is_int
+from streamtrain.system.arguments import check_int, check_optional_functions, is_int
 from streamtrain.system.calls.public import public
 from streamtrain.system.counter_rng import MIX, random_key, words
 
@@ -149,12 +149,63 @@ def takes_keys(transform: Transform | None) -> bool:
     return len(needed) > 1
 
 
+def check_transform(transform: Transform | None) -> None:
+    """Refuse what cannot be called with a batch, and its keys where it takes two arguments."""
+    check_optional_functions(transform=transform)
+    if transform is None:
+        return
+    try:
+        signature = inspect.signature(transform)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*[None] * (2 if takes_keys(transform) else 1))
+    except TypeError as error:
+        raise UsageError(
+            f"transform is {_name(transform)}{signature}, which cannot be called with a batch: {error}",
+            why="A transform takes the batch alone, or the batch and a key for each sample",
+            fix="transform(batch) or transform(batch, keys); functools.partial binds any other argument",
+        ) from error
+
+
 def transformed(transform: Transform, *given: Any) -> Any:
-    """Call a transform; refuse that it returns nothing."""
-    batch = transform(*given)
+    """Call a transform; refuse that it returns what is no batch of tensors."""
+    try:
+        batch = transform(*given)
+    except Exception as error:
+        error.add_note(printable(f"in your transform {_name(transform)}"))
+        raise
+    if (odd := _no_tensors(batch)) is None:
+        return batch
+    what = f"the transform {_name(transform)} returned {odd}"
     if batch is None:
-        raise UsageError("the transform returned None", fix="end it in: return batch")
-    return batch
+        raise UsageError(what, fix="end it in: return batch")
+    why = "A transform returns a tensor, or tensors in a tuple, a list or a dict"
+    if len(given) > 1 and any(item is given[0] for item in _items(batch)):
+        names = ", ".join(f"batch.{name}" for name in getattr(given[0], "_fields", ()))
+        why = f"{why}. Of its two arguments the first is the whole batch, and the second a key for each sample"
+        raise UsageError(what, why=why, fix=f"lambda batch: ({names}), say, for tuples")
+    raise UsageError(what, why=why, fix="batch._replace(...), or a tuple or dict of its tensors")
+
+
+def _no_tensors(batch: Any) -> str | None:
+    """Say what is no batch of tensors; text and numbers may stand among them."""
+    if batch is None or isinstance(batch, str | bytes | int | float | np.ndarray | np.generic):
+        return "None" if batch is None else f"a value of {type(batch).__name__}"
+    for item in _items(batch):
+        if isinstance(item, np.ndarray) or hasattr(item, "_asdict"):
+            return f"a {type(batch).__name__} with a {type(item).__name__} in it"
+    return None
+
+
+def _items(batch: Any) -> Collection[Any]:
+    if isinstance(batch, Mapping):
+        return batch.values()
+    return batch if isinstance(batch, tuple | list) else ()
+
+
+def _name(transform: Transform) -> str:
+    return str(getattr(transform, "__qualname__", type(transform).__name__)).rpartition("<locals>.")[2]
 
 
 def named(transform: Transform | None) -> Transform:

@@ -205,7 +205,7 @@ def batch_without_samples(
     if transform is None:
         return batch
     keys = (torch.empty(0, dtype=torch.int64, device=device),) if takes_keys(transform) else ()
-    return transform(batch, *keys)
+    return transformed(transform, batch, *keys)
 
 
 def _rows(batch: Batch, kept: I64) -> Batch:

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from streamtrain.errors import Argument, DeviceError, Fix, NotASequence, UsageError
-from streamtrain.loader.augmentation import Transform, named
+from streamtrain.loader.augmentation import Transform, check_transform, named
 from streamtrain.loader.batch import Batch, BatchGroup, batch_type, batches_of, channels_first, groups_of
 from streamtrain.loader.budget import LoaderProjection, LoaderSizes, solve
 from streamtrain.loader.deal import Deal
@@ -42,7 +42,6 @@ from streamtrain.system.arguments import (
     check_dataset,
     check_flags,
     check_int,
-    check_optional_functions,
     check_reading,
     check_seed,
 )
@@ -86,8 +85,8 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
     decode : dict of str to Images, optional
         How fields of images become pixels, ``{"image": st.Images(224)}``: (B, 3, 224, 224), uint8, channels last.
     transform : callable, optional
-        Called with each `Batch` on the loader's device, returns what is yielded instead. One that takes two arguments
-        also gets a key for each sample, for `streamtrain.uniform` and `streamtrain.normal`.
+        Called with each `Batch` on the loader's device, returns what is yielded instead: a tensor, or tensors in a
+        tuple, list or dict. One that takes two arguments also gets a key for each sample, for `streamtrain.uniform`.
     as_dict : bool
         Whether batches are dicts of tensors by field name, which the Trainer of transformers needs, and not `Batch`es.
     device : str, torch.device or Placement, optional
@@ -150,7 +149,7 @@ class StreamLoader(OfOneProcess, IterableDataset[Batch]):
         check_seed(seed)
         check_reading(on_bad_block, timeout, reshuffle)
         check_flags(shuffle=shuffle, as_dict=as_dict)
-        check_optional_functions(transform=transform)
+        check_transform(transform)
         self._telemetry = LoaderTelemetry()
         self.dataset, self.decode, self._layout = dataset, getattr(dataset, "decode", None), dataset.layout
         self.batch_size, self.seed = batch_size, seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import stat
 from pathlib import Path
 from typing import Final
@@ -97,10 +98,14 @@ def _meant(folder: Path) -> str:
     """Name the dataset that was likely meant, else the raw file, which is none before it is ingested."""
     names = [folder.with_name(name) for name in _names_beside(folder)]
     folders = [path for path in names if path.is_dir()]
-    for known in ([path for path in folders if _is_dataset(path)], folders):
+    files = [path for path in names if _may_hold_data(path) and path.is_file()]
+    # A raw file of the very name is nearer than a dataset whose name shares few letters with it.
+    is_alike = bool(difflib.get_close_matches(folder.stem, [path.stem for path in folders], n=1))
+    is_raw = not is_alike and any(path.stem == folder.stem for path in files)
+    for known in () if is_raw else ([path for path in folders if _is_dataset(path)], folders):
         if near := _near(folder, known):
             return f"did you mean {str(near)!r}?"
-    if near := _near(folder, [path for path in names if _may_hold_data(path) and path.is_file()]):
+    if near := _near(folder, files):
         return f"did you mean the raw file {str(near)!r}? Ingest it first, and open the result"
     return "check the path"
 

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 import streamtrain as st
+from streamtrain.cli.inference.predict import warn_of_size
 from streamtrain.loader.device.transfer import Placement
+from streamtrain.training.inference.saved_run import decode_of_run, read_run
 from tests.advice.training import net
 from tests.advice.world import World, world
 from tests.support.images import class_folders, encoded, pixels_of
@@ -182,6 +184,7 @@ def images_on_the_command_line(w: World) -> None:
     train = "train d.zarr --model linear --epochs 1 --batch-size 4"
     w.typed(train)
     w.typed(f"{train} --images large")
+    assert w.refuses(f"{train} --images 8x8") == "--images 8"
     w.typed(f"{train} --images center:8 --image-scale 0.5")
     w.typed(f"{train} --images 8 --image-scale 2")
     w.dataset("x.zarr")
@@ -199,6 +202,9 @@ _FILES = "loader/decode/image_files.py:"
 @world(
     f"{_FILES}ImageFiles._check_room: memory={{}}",
     f"{_FILES}ImageFiles._decode: write or download it again, or leave it out",
+    "cli/inference/predict.py:opened_data: JPEG, PNG or WebP, folders of them, or a dataset of images",
+    "cli/inference/predict.py:warn_of_size: leave it out, or --images {}",
+    "cli/inference/evaluate.py:_check_fields: data with {} {}, as the run was trained on",
     f"{_FILES}labels_by_folder: a folder for each class, its name that of the class; or a dataset with labels",
     "training/inference/batches.py:images_of_run: ingest them as its training data was, and give the dataset",
 )
@@ -217,6 +223,14 @@ def images_that_are_predicted_where_they_lie(w: World) -> None:
     w.refuses("predict r other")
     Path("other/cat/000.jpg").unlink()
     w.works("predict r other")
+    Path("notes.txt").write_text("no image")
+    w.refuses("predict r notes.txt")
+    w.dataset("numbers.zarr")
+    w.works("train numbers.zarr --model linear --epochs 1 --batch-size 4 --out of_numbers")
+    w.refuses("evaluate of_numbers d.zarr")
+    w.works("evaluate of_numbers numbers.zarr")
+    warn_of_size(decode_of_run(read_run(Path("r")).config), "8")
+    w.warned(warn_of_size, decode_of_run(read_run(Path("r")).config), "16")
     w.works("ingest in pixels.zarr --store decoded --size 8")
     w.works("train pixels.zarr --model linear --epochs 1 --batch-size 4 --out plain")
     w.refuses("predict plain in")

@@ -28,12 +28,15 @@ def ingest(source: Any, name: str = "d.zarr", **options: Any) -> st.Dataset:
 
 @world(
     "cli/ingest.py:_parse_split: --split val=0.1,test=0.1, say",
+    "cli/ingest.py:_parse_split: --split val={}",
     f"{_RULE}_parse_shares: split={{'val': 0.1, 'test': 0.1}}, say",
     f"{_RULE}parse_split: split={{'val': 0.1, 'test': 0.1}}, say, with it; or leave {{}} out",
 )
 def shares_that_cannot_be(w: World) -> None:
     np.save("x.npy", np.tile(X, (10, 1)))
     w.typed("ingest x.npy a.zarr --split val")
+    assert w.refuses("ingest x.npy f.zarr --split 0.2") == "--split val=0.2"
+    w.works("ingest x.npy f.zarr --split val=0.2")
     w.typed("ingest x.npy b.zarr --split val=1")
     w.followed(ingest, np.tile(X, (10, 1)), "c.zarr", split={"val": 0.5, "test": 0.5})
     w.refused(ingest, X, "d.zarr", split_seed=3)

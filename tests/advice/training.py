@@ -440,11 +440,17 @@ def states_that_no_checkpoint_holds(w: World) -> None:
 
 @world(
     "loader/augmentation.py:transformed: end it in: return batch",
+    "loader/augmentation.py:transformed: lambda batch: ({}), say, for tuples",
+    "loader/augmentation.py:transformed: batch._replace(...), or a tuple or dict of its tensors",
+    "loader/augmentation.py:check_transform: transform(batch) or transform(batch, keys); functools.partial binds any other argument",
     "optim/determinism.py:check_deterministic: a transform that takes no keys and draws nothing, or another optimizer",
 )
 def transforms_under_a_line_search(w: World) -> None:
     data = w.dataset()
     w.refused(fit, data, transform=lambda batch: None)
+    w.refused(fit, data, transform=lambda batch: (batch.x.numpy(), batch.y))
+    w.refused(fit, data, transform=lambda batch, labels, weights: batch)
+    assert "(batch.x, batch.y)" in w.refused(fit, data, transform=lambda x, y: (x, y))
     fit(data, transform=lambda batch: batch)
     draws = lambda batch: batch._replace(x=batch.x + torch.randn(batch.x.shape))  # noqa: E731
     w.refused(fit, data, transform=draws, update="epoch", optimizer="lbfgs", max_epochs=3)

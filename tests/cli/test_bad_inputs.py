@@ -163,7 +163,7 @@ INGEST: dict[str, tuple[Make, list[str], int, str]] = {
         "damaged|truncated",
     ),
     "51 given twice": (npy("x.npy", X), ["x.npy", "x.npy"], 3, "the same file is given twice"),
-    "52 a pipe": (lambda folder: os.mkfifo(folder / "x.npy"), ["x.npy"], 2, "is a pipe or device"),
+    "52 a pipe": (lambda folder: os.mkfifo(folder / "x.npy"), ["x.npy"], 2, "x.npy: a pipe or device"),
     "54 there already": (both(npy("x.npy", X), lambda folder: (folder / "out").mkdir()), ["x.npy"], 2, "out"),
     "60 a block of nothing": (npy("x.npy", X), ["x.npy", "--block", "0"], 2, "block"),
     "60 a sample larger than the budget": (npy("x.npy", np.zeros((2, 500_000))), ["x.npy", "--memory", "1MB"], 5, "MB"),

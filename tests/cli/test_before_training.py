@@ -184,9 +184,10 @@ def test_a_raw_file_is_refused_with_the_command_that_ingests_it(
     np.save("x.npy", np.zeros((3, 2)))
     assert main([command[0], "my flights.csv", *command[1:]]) == 2
     fix = "streamtrain ingest 'my flights.csv' 'my flights' --auto --label-column NAME."
-    assert f"my flights.csv: is a raw file, not a dataset. Fix: {fix}" in capsys.readouterr().err
+    assert f"my flights.csv: a raw file, not a dataset. Fix: {fix}" in capsys.readouterr().err
     assert main([command[0], "x.npy", *command[1:]]) == 2
-    assert "Fix: streamtrain ingest x.npy x." in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--labels FILE. Fix: streamtrain ingest x.npy x." in said
 
 
 def reading(seconds: float, busy: float, own: float, n_cores: int = 2) -> CpuReading:

@@ -33,6 +33,15 @@ def typed(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]
     return code, out.out, out.err
 
 
+def test_a_dry_run_needs_no_name_for_what_it_does_not_write(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed("ingest scans.h5 --dry-run", capsys) == typed("ingest scans.h5 d.zarr --dry-run", capsys)
+    assert typed("ingest scans.h5 --task regression", capsys)[::2] == (
+        2,
+        "error: DEST is missing. The last argument is the new dataset, and scans.h5 is a file. "
+        "Fix: streamtrain ingest scans.h5 --task regression scans.\n",
+    )
+
+
 def test_what_is_found_is_the_result_and_nothing_is_written(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = typed("ingest scans.h5 d.zarr --dry-run", capsys)
     assert code == 0

@@ -248,6 +248,8 @@ def test_the_first_ten_rows_and_the_line_that_keeps_all(trained: Path, capsys: p
     assert head.split() == ["row", "prediction", "probability"]
     assert [row.split()[0] for row in rows] == [str(n) for n in range(10)]
     assert last == f"all of them: streamtrain predict {trained / 'run'} {source} --out predictions.csv"
+    assert main(["predict", str(trained / "run"), source, "--rows", "3:5"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("as a file: streamtrain predict")
     assert main(["predict", str(trained / "run"), source, "--json", "--rows", "3:5"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["row"] for row in found["predictions"]] == [3, 4]

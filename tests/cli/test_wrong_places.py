@@ -110,6 +110,11 @@ def test_a_name_that_is_nearly_right_is_that_of_a_dataset(trained: Path) -> None
     with pytest.raises(DatasetError) as caught:
         st.open("ne")
     assert caught.value.fix == "did you mean the raw file 'new.csv'? Ingest it first, and open the result"
+    Path("q.h5").touch()
+    Path("a").mkdir()
+    with pytest.raises(DatasetError) as caught:
+        st.open("q.zarr")
+    assert caught.value.fix == "did you mean the raw file 'q.h5'? Ingest it first, and open the result"
     Path("fill.py").write_text("")
     with pytest.raises(DatasetError) as caught:
         st.open("fill.zarr")

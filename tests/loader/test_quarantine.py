@@ -128,12 +128,12 @@ def test_a_run_goes_on_where_it_stood(whole_epochs: list[list[list[int]]], harme
 
 def test_keys_and_transforms_go_with_the_samples(harmed: Dataset) -> None:
     def keep(batch: Any, keys: torch.Tensor) -> Any:
-        return batch, keys
+        return *batch, keys
 
     with loader_of(harmed, transform=keep, seed=4) as loader, pytest.warns(UserWarning, match="left out"):
         taken = list(loader)
-    assert all(torch.equal(keys, sample_keys(4, 0, x.numpy() // 3)) for (x, _), keys in taken)
-    assert sum(len(keys) for _, keys in taken) == N - len(OUT)
+    assert all(torch.equal(keys, sample_keys(4, 0, x.numpy() // 3)) for x, _, keys in taken)
+    assert sum(len(keys) for _, _, keys in taken) == N - len(OUT)
 
 
 def test_the_loader_in_stored_order_leaves_out_the_same(harmed: Dataset) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.loss import _Loss
 
 from streamtrain.cli.compatibility import check_categories, say_matched
-from streamtrain.cli.inference.predict import decoded_by, opened_data, refuse_swapped
+from streamtrain.cli.inference.predict import decoded_by, opened_data, refuse_swapped, warn_of_size
 from streamtrain.cli.options import note_doubt
 from streamtrain.cli.output import as_command_line, emit, note
 from streamtrain.cli.preparation.images import decode_of
@@ -26,6 +26,7 @@ from streamtrain.loader.stream_loader import StreamLoader
 from streamtrain.models.losses import LOSS_DEFINITIONS, Loss, resolve_loss
 from streamtrain.models.table_inputs import CATEGORIES
 from streamtrain.store.dataset import Dataset
+from streamtrain.store.layout import Field
 from streamtrain.store.schema.arrangement import arrange
 from streamtrain.store.schema.matching import matching_was_told
 from streamtrain.store.schema.task import TaskName
@@ -76,9 +77,14 @@ def run_evaluate(
     used = saved.config.get("weight") if weight is None else (None if weight == _NONE else weight)
     fields = (saved.config["target"], *([used] if used else []))
     given = (saved.schema, saved.inputs, of_text, memory, fields)
-    data = opened_data(sources, *given, labels_from=labels, split=split, preferred=(TEST, VAL))
+    decode = decode_of_run(saved.config)
+    data = opened_data(
+        sources, *given, labels_from=labels, split=split, preferred=(TEST, VAL), is_of_images=decode is not None
+    )
+    warn_of_size(decode, images)
     if isinstance(data, Dataset):
-        data = with_images(data, decode_of_run(saved.config) if images is None else decode_of(data, images))
+        _check_fields(saved, data)
+        data = with_images(data, decode if images is None else decode_of(data, images))
     elif isinstance(data, ImagePaths):
         data = _labelled(saved, data, images, memory)
     loss, is_own = _loss(saved, data)
@@ -97,6 +103,21 @@ def run_evaluate(
     scores = result_lines(metrics, f"{on}:" if on == _AGAIN else on, every_row=per_class, with_loss=is_own)
     lines = [as_command_line(saved.chosen.told()), *head, scores]
     emit(as_json, result, Lines.of(lines))
+
+
+def _check_fields(saved: SavedRun, data: Dataset) -> None:
+    """Refuse a dataset that lacks what the run takes; whoever arranges its columns tells what differs inside them."""
+    there = {field.name: field for field in data.layout.own_fields}
+    if missing := [name for name in (*saved.inputs, saved.config["target"]) if name not in there]:
+        takes = {field.name: f" {field.dtype} {tuple(field.shape)}" for field in saved.schema.fields}
+        named = ", ".join(f"{name}{takes.get(name, '')}" for name in missing)
+        has = ", ".join(f"{name} ({_kind(field)})" for name, field in there.items())
+        fix = f"data with {'field' if len(missing) == 1 else 'fields'} {', '.join(missing)}, as the run was trained on"
+        raise UsageError(f"the run takes {named}", where=str(data.path), why=f"The dataset has {has}", fix=fix)
+
+
+def _kind(field: Field) -> str:
+    return "images" if field.encoded else f"{field.dtype.name} {field.shape}"
 
 
 def _labelled(saved: SavedRun, images: ImagePaths, how: str | None, memory: str) -> ImageFiles:

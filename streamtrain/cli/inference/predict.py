@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from streamtrain.cli.output import (
     typed_words,
 )
 from streamtrain.cli.preparation.images import decode_of, parse_images
-from streamtrain.errors import Lines, UsageError
+from streamtrain.cli.preparation.raw_files import holds_arrays
+from streamtrain.errors import InputError, Lines, StreamtrainWarning, UsageError
 from streamtrain.ingestion.request import source_options
 from streamtrain.ingestion.rows import open_rows
 from streamtrain.ingestion.sources.base import SourceOptions
@@ -111,12 +113,12 @@ def run_predict(
         loaded = load(run, which, device, model)
         note(as_command_line(loaded.weights))
         limit_heap_growth(options.work_bytes(loaded.schema, loaded.inputs))
-        data = opened_data(sources, loaded.schema, loaded.inputs, of_text, _share(options), split=split)
+        data = _opened(loaded, sources, of_text, _share(options), split)
         started = time.perf_counter()
         predictor = replace(_predictor(loaded, data, images), autocast=narrowed)
-        shown: list[Part] = []
+        shown, is_all = list[Part](), False
         if out is None:
-            written = _show(predictor, data, options, shown)
+            written, is_all = _show(predictor, data, options, shown)
         elif out == STDOUT:
             written = _print(predictor, data, options)
         else:
@@ -125,7 +127,7 @@ def run_predict(
     _tell_others(written)
     result = _result(run, sources, out, loaded, written, seconds, options.memory, meter)
     if out is None:
-        _emit_shown(_joined(predictor, shown, options), result, as_json, _keeping(run, sources))
+        _emit_shown(_joined(predictor, shown, options), result, as_json, _keeping(run, sources, is_all=is_all))
         return
     lines = list(_lines(written, seconds, result["memory"]))
     if out == STDOUT:
@@ -134,6 +136,14 @@ def run_predict(
         emit(as_json, result, Lines.of([*lines, f"out     {out}"]))
     if hint := written.summary.hint():
         note(f"hint: {hint}")
+
+
+def _opened(
+    loaded: TrainedModel, sources: Sequence[str], of_text: dict[str, Any], memory: str, split: str | None
+) -> Any:
+    """Open what the run is to predict."""
+    is_of_images = loaded.predictor().decode is not None
+    return opened_data(sources, loaded.schema, loaded.inputs, of_text, memory, split=split, is_of_images=is_of_images)
 
 
 def _emit_shown(columns: dict[str, list[Any]], result: dict[str, Any], as_json: bool, keeping: str) -> None:
@@ -145,6 +155,7 @@ def _emit_shown(columns: dict[str, list[Any]], result: dict[str, Any], as_json: 
 def _predictor(loaded: TrainedModel, data: object, images: str | None) -> Predictor:
     """Return what predicts, its images decoded as the command line says, if it does."""
     found = replace(loaded.predictor(), name="the run")
+    warn_of_size(found.decode, images)
     if images is not None and isinstance(data, ImagePaths):
         return replace(found, decode=decoded_by(found.decode, images))
     if images is None or not isinstance(data, Dataset):
@@ -155,6 +166,16 @@ def _predictor(loaded: TrainedModel, data: object, images: str | None) -> Predic
 def decoded_by(decode: Decode | None, images: str) -> Decode | None:
     """Decode the images that a run does, but as the command line says."""
     return None if decode is None else {name: parse_images(images) for name in decode}
+
+
+def warn_of_size(decode: Decode | None, images: str | None) -> None:
+    """Warn of images of another size than a run was trained on."""
+    if decode is None or images is None:
+        return
+    size = parse_images(images).size
+    if own := next((how.size for how in decode.values() if how.size != size), None):
+        told = f"--images {images}, and the run was trained at {own}: its predictions are others than at {own}"
+        warnings.warn(StreamtrainWarning(told, fix=f"leave it out, or --images {own}"), stacklevel=2)
 
 
 def _share(options: PredictOptions) -> str:
@@ -200,6 +221,7 @@ def opened_data(
     labels_from: Sequence[str] = (),
     split: str | None = None,
     preferred: Sequence[str] = (),
+    is_of_images: bool = False,
 ) -> Any:
     """Open a dataset, of splits the one that is named or preferred, or raw files by a run's schema."""
     first = local_path(sources[0])
@@ -218,6 +240,9 @@ def opened_data(
             what = "--labels with images, whose labels are the names of their folders"
             raise UsageError(what, where=sources[0], fix="leave it out")
         return found
+    if is_of_images and first.is_file() and not holds_arrays(first):
+        what = "not an image, and the run takes images"
+        raise InputError(what, where=sources[0], fix="JPEG, PNG or WebP, folders of them, or a dataset of images")
     source: Any = list(sources) if len(sources) > 1 else sources[0]
     return open_rows(
         source,
@@ -232,8 +257,8 @@ def opened_data(
     )
 
 
-def _show(predictor: Predictor, data: object, options: PredictOptions, shown: list[Part]) -> Written:
-    """Predict the first rows alone."""
+def _show(predictor: Predictor, data: object, options: PredictOptions, shown: list[Part]) -> tuple[Written, bool]:
+    """Predict the first rows alone; say whether these are all."""
     start, stop = options.rows
 
     def add(part: Part) -> None:
@@ -242,7 +267,8 @@ def _show(predictor: Predictor, data: object, options: PredictOptions, shown: li
     with opened_parts(predictor, data, options) as (parts, n_rows, terms):
         limit = start + _N_SHOWN if stop is None else min(stop, start + _N_SHOWN)
         needed = limit if n_rows is None else min(limit, start + n_rows)
-        return consume(predictor, _up_to(parts, needed), options, add, terms)
+        is_all = n_rows is not None and n_rows <= _N_SHOWN
+        return consume(predictor, _up_to(parts, needed), options, add, terms), is_all
 
 
 def _up_to(parts: Any, stop: int) -> Any:
@@ -291,9 +317,10 @@ def _cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _keeping(run: Path, sources: Sequence[str]) -> str:
+def _keeping(run: Path, sources: Sequence[str], *, is_all: bool) -> str:
     words = typed_words() or ["predict", str(run), *sources]
-    return f"all of them: {command_line(['streamtrain', *words, '--out', 'predictions.csv'])}"
+    head = "as a file" if is_all else "all of them"
+    return f"{head}: {command_line(['streamtrain', *words, '--out', 'predictions.csv'])}"
 
 
 def _tell_others(written: Written) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from streamtrain.errors import UsageError
 from streamtrain.loader.decode.delivery import Decode, is_pixels
 from streamtrain.loader.decode.image_dataset import with_images
@@ -15,7 +17,10 @@ def parse_images(text: str, scale: str | None = None) -> Images:
     """Read ``[CROP:]SIZE``, and the shares of the area that a random crop has, ``LEAST[,MOST]``."""
     crop, _, size = text.rpartition(":")
     if not size.isdecimal() or crop not in ("", *CROPS):
-        raise UsageError(f"--images {text!r} is not a size, or a crop and a size", fix=_FIX)
+        # Other programs write width and height; here images are square.
+        sides = re.fullmatch(r"(\d+)[x×,*]\d+", size)
+        fix = f"--images {':'.join([crop, sides[1]]) if crop in CROPS else sides[1]}" if sides else _FIX
+        raise UsageError(f"--images {text!r} is not a size, or a crop and a size", fix=fix)
     how = Images(int(size)) if not crop else Images(int(size), crop=next(each for each in CROPS if each == crop))
     if scale is None:
         return how

@@ -15,6 +15,8 @@ _ARRAYS: Final = (
     *(".npy", ".npz", ".idx", ".idx.gz", "-ubyte", "-ubyte.gz", ".bin", ".raw", ".dat"),
     *(".h5", ".hdf5", ".nc"),
 )
+_LONE: Final = (".npy", ".idx", ".idx.gz", "-ubyte", "-ubyte.gz", ".bin", ".raw", ".dat")
+"""Of files that hold one array, and no labels beside it."""
 _IMAGES: Final = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 _MOST_SEEN: Final = 1000
 
@@ -24,15 +26,30 @@ def refuse_raw_file(given: str | Path) -> None:
     path = local_path(given)
     if _holds_images(path):
         words = ["streamtrain", "ingest", str(given), f"{path.resolve().name}.zarr"]
-        raise UsageError("is a folder of images, not a dataset", where=str(given), fix=command_line(words))
-    ending = next((ending for ending in (*_TABLES, *_ARRAYS) if path.name.lower().endswith(ending)), None)
+        raise UsageError("a folder of images, not a dataset", where=str(given), fix=command_line(words))
+    ending = _ending(path)
     if ending is None or not path.is_file():
         return
-    dest = path.name[: -len(ending)] or "dataset"
-    words = ["streamtrain", "ingest", str(given), dest]
+    words, why = ["streamtrain", "ingest", str(given), dataset_of(path)], None
     if ending in _TABLES:
         words += ["--auto", "--label-column", "NAME"]
-    raise UsageError("is a raw file, not a dataset", where=str(given), fix=command_line(words))
+    elif ending in _LONE:
+        why = "Labels in a file of their own become part of it with --labels FILE"
+    raise UsageError("a raw file, not a dataset", where=str(given), why=why, fix=command_line(words))
+
+
+def dataset_of(path: Path) -> str:
+    """Name a dataset after the raw file that it is made of."""
+    return (path.name[: -len(_ending(path) or "") or None] or "dataset") if path.is_file() else f"{path.name}.zarr"
+
+
+def holds_arrays(path: Path) -> bool:
+    """Whether a file is named as one of arrays."""
+    return _ending(path) in _ARRAYS
+
+
+def _ending(path: Path) -> str | None:
+    return next((ending for ending in (*_TABLES, *_ARRAYS) if path.name.lower().endswith(ending)), None)
 
 
 def _holds_images(path: Path) -> bool:

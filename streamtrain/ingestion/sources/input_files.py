@@ -40,11 +40,9 @@ def check_file(path: Path) -> os.stat_result:
     """Refuse whatever is not a readable regular file with something in it."""
     status = look_up(path)
     if stat.S_ISDIR(status.st_mode):
-        raise InputError("is a folder; a file is expected here", where=str(path), fix="give a file in it")
+        raise InputError("a folder, and a file is expected here", where=str(path), fix="give a file in it")
     if not stat.S_ISREG(status.st_mode):
-        raise UsageError(
-            "is a pipe or device, not a regular file", where=str(path), fix="write the data to a file first"
-        )
+        raise UsageError("a pipe or device, not a regular file", where=str(path), fix="write the data to a file first")
     if status.st_size == 0:
         raise InputError("the file is empty (0 bytes)", where=str(path), fix="write it again, or leave it out")
     # Tried, not asked for: access(2) answers for another user under set-uid, and on a network it guesses.

@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from streamtrain.errors import Argument, BudgetError, Fix, InputError, UsageError
+from streamtrain.errors import Argument, BudgetError, Fix, InputError, UsageError, first_line
 from streamtrain.loader.decode.images import Images, decode_into
 from streamtrain.store.layout import Field
-from streamtrain.store.media.pillow import SIGNATURE_BYTES, image_format, open_image
+from streamtrain.store.media.pillow import SIGNATURE_BYTES, TRUNCATED, image_format, is_whole, open_image
 from streamtrain.store.schema.columns import TARGET
 from streamtrain.store.zarr_metadata import PRIVATE, ROOT
 from streamtrain.system.files import local_path, shown_names_in
@@ -95,6 +95,13 @@ def _is_image(file: Path) -> bool:
     except OSError as error:
         raise _unreadable(error, file) from error
     return image_format(head) is not None
+
+
+def _fault(data: bytes, error: Exception) -> str:
+    """Say why a file gives no image, in the words of an ingest."""
+    if (kind := image_format(data[:SIGNATURE_BYTES])) is None:
+        return "not an image: it does not begin as JPEG, PNG or WebP"
+    return f"the image does not decode: {first_line(error):.200}" if is_whole(data, kind) else TRUNCATED
 
 
 def _unreadable(error: OSError, path: Path) -> Exception:
@@ -180,9 +187,7 @@ class ImageFiles:
         except (MemoryError, UsageError, BudgetError):
             raise
         except Exception as error:  # a hostile file makes Pillow raise anything
-            told = str(error).splitlines()[0] if str(error) else type(error).__name__
-            what = "the file is not an image that decodes, JPEG, PNG or WebP"
-            raise InputError(what, where=str(path), why=f"{told:.200}", fix=_AGAIN) from error
+            raise InputError(_fault(data, error), where=str(path), fix=_AGAIN) from error
 
     def _check_room(self, size: tuple[int, int], path: Path) -> None:
         needed = size[0] * size[1] * _PIXEL_BYTES

@@ -56,6 +56,18 @@ def image_format(head: bytes) -> str | None:
     return next((name for signature, name in _SIGNATURES if head.startswith(signature)), None)
 
 
+TRUNCATED: Final = "the image is truncated: its end is missing"
+
+
+def is_whole(data: bytes, kind: str) -> bool:
+    """Say whether an image's file has its end, of which Pillow does not miss all."""
+    if kind == "PNG":
+        return b"IEND\xaeB`\x82" in data[-4096:]
+    if kind == "WEBP":
+        return len(data) >= int.from_bytes(data[4:8], "little") + 8
+    return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+
+
 def open_image(data: bytes | memoryview) -> Image:
     """Read an image's header; whatever Pillow raises is passed on."""
     found: Image = pillow().open(io.BytesIO(data), formats=_FORMATS)

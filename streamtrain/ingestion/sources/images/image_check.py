@@ -16,7 +16,16 @@ from streamtrain.ingestion.sources.base import ImageOptions, SourceOptions
 from streamtrain.ingestion.sources.recognition.content import N_SNIFFED, sniff
 from streamtrain.store.layout import CHECKS
 from streamtrain.store.media.channels import MeasuredImage, measure
-from streamtrain.store.media.pillow import MODES, image_format, open_image, pillow, upright, upright_size
+from streamtrain.store.media.pillow import (
+    MODES,
+    TRUNCATED,
+    image_format,
+    is_whole,
+    open_image,
+    pillow,
+    upright,
+    upright_size,
+)
 from streamtrain.system.arguments import is_int
 from streamtrain.system.units import format_bytes
 
@@ -208,14 +217,8 @@ def _header(data: bytes, where: Place) -> Image:
 
 def _check_end(data: bytes, kind: str, where: Place) -> None:
     """Refuse a file without its end: what is missing there, Pillow does not miss."""
-    if kind == "PNG":
-        is_whole = b"IEND\xaeB`\x82" in data[-4096:]
-    elif kind == "WEBP":
-        is_whole = len(data) >= int.from_bytes(data[4:8], "little") + 8
-    else:
-        is_whole = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
-    if not is_whole:
-        raise InputError("the image is truncated: its end is missing", where=where, fix=_AGAIN)
+    if not is_whole(data, kind):
+        raise InputError(TRUNCATED, where=where, fix=_AGAIN)
 
 
 def _measured(data: bytes, image: Image, options: ImageOptions) -> MeasuredImage:
