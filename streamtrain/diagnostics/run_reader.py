@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from streamtrain.diagnostics.charts import is_placed
-from streamtrain.errors import Argument, CheckpointError, Fix
+from streamtrain.errors import CheckpointError
 from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.files import read_whole
 from streamtrain.system.refusals import read_failure
@@ -26,8 +26,6 @@ _MOST_BYTES: Final = 2**63
 _MOST_DEEP: Final = 20
 
 MetricsLine = dict[str, float]
-
-AGAIN: Final = Fix("train again, with ", Argument("resume", "auto"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +55,7 @@ def read_run(path: Path) -> RunRecord:
     Raises
     ------
     CheckpointError
-        It is none, or its configuration, its metrics or its memory is damaged, empty or missing.
+        It is none, or its configuration, its metrics or its memory is damaged or missing.
     """
     config = read_config(path)
     if not _is_flat(config, _MOST_DEEP):
@@ -107,10 +105,9 @@ def _parse_lines(file: Path, data: bytes) -> list[tuple[str, MetricsLine]]:
         lines = data.decode().splitlines()
     except UnicodeDecodeError as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file), fix="train again") from error
-    if not lines:
-        if is_folder_locked(file.parent):
-            raise _no_line_yet(file)
-        raise CheckpointError("is empty", where=str(file), why="The run ended before its first line", fix=AGAIN)
+    # Empty where the run was ended before its first line.
+    if not lines and is_folder_locked(file.parent):
+        raise _no_line_yet(file)
     return [_parse(line, f"{file}:{number}") for number, line in enumerate(lines, 1)]
 
 

@@ -70,18 +70,6 @@ def reports_of_damaged_runs(w: World) -> None:
     )
 
 
-@world(f"{_READER}_parse_lines: {AGAIN}, with resume='auto'")
-def a_report_of_a_run_that_did_not_begin(w: World) -> None:
-    w.dataset()
-    w.works(f"{TRAIN} --out run")
-    for path in (Path("run/metrics.jsonl"),):
-        path.write_text("")
-    shutil.rmtree("run/checkpoints")
-    w.refuses("report run")
-    w.works(f"{TRAIN} --out run --resume")
-    w.works("report run")
-
-
 @world(
     f"{_SAVED}_check_types: {AGAIN}",
     f"{_SAVED}read_run: {AGAIN}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,44 @@ def test_info_of_a_run(stored: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["best"]["epoch"], found["epochs"], found["damaged"]) == (2, 2, [])
     Path("r/config.json").write_text("{")
     assert main(["info", "r"]) == 6
+
+
+def test_info_of_a_run_that_ended_inside_its_first_epoch(stored: str, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", stored, *SMALL, "--model", "linear", "--epochs", "2", "--checkpoint-every", "1", "--out", "r"]
+    assert main(train) == 0
+    later = sorted(Path("r/checkpoints").iterdir())
+    # As kill -9 leaves it, before a line was written.
+    Path("r/metrics.jsonl").write_text("")
+    Path("r/memory.json").unlink()
+    capsys.readouterr()
+    assert main(["info", "r"]) == 0
+    told = capsys.readouterr().out
+    assert f"r: interrupted in epoch 1, saved after {int(later[-1].name)} batches, 0 epochs" in told
+    assert "with --out r --resume" in told
+    assert main(["report", "r"]) == 0
+    shutil.rmtree("r/checkpoints")
+    capsys.readouterr()
+    assert main(["info", "r"]) == 0
+    told = capsys.readouterr().out
+    assert "interrupted in epoch 1, nothing was saved" in told
+    assert "streamtrain evaluate" not in told, "there is nothing to evaluate"
+
+
+def test_info_of_a_run_whose_dataset_has_moved(stored: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", stored, *SMALL, "--model", "linear", "--epochs", "1", "--out", "r"]) == 0
+    Path(stored).rename("moved")
+    capsys.readouterr()
+    assert main(["info", "r"]) == 0
+    assert f"next     its dataset is not at {stored} now" in capsys.readouterr().out
+
+
+def test_info_of_a_run_of_a_comparison(stored: str, capsys: pytest.CaptureFixture[str]) -> None:
+    compare = ["compare", stored, *SMALL, "--model", "linear", "--epochs", "1", "--out", "c"]
+    assert main([*compare, "--rules", "batch", "--optimizers", "adam"]) == 0
+    (run,) = [path.parent for path in Path("c").glob("*/config.json")]
+    capsys.readouterr()
+    assert main(["info", str(run)]) == 0
+    assert "resume   the streamtrain compare that trained it, with --out c --resume" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [["train", "--model", "linear"], ["info"], ["plan"], ["compare"]])

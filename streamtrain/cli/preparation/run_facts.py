@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from streamtrain.cli.output import command_line
+from streamtrain.comparison.report import COMPARISON_JSON
 from streamtrain.diagnostics.run_reader import RunRecord, read_run
 from streamtrain.errors import Lines
 from streamtrain.store.split_root import TEST, TRAIN, VAL, chosen_split, is_split_root
 from streamtrain.store.writing.lock import is_folder_locked
 from streamtrain.system.arguments import is_int
-from streamtrain.system.files import local_path, names_in
+from streamtrain.system.files import is_there, local_path, names_in
 from streamtrain.system.units import counted, format_figures
 from streamtrain.training.best.monitor import BestEpoch, best_of
 from streamtrain.training.run.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint
@@ -23,7 +24,7 @@ def run_result(path: Path) -> dict[str, Any]:
     best = _best(newest)
     return {
         "run": path,
-        "state": _state(path),
+        "state": _state(run, newest),
         **{name: run.config.get(name) for name in ("model", "n_parameters", "loss", "task", "update", "optimizer")},
         **{name: run.config.get(name) for name in ("dataset", "dataset_id", "n_samples", "seed", "threads")},
         "epochs": run.n_epochs,
@@ -39,9 +40,8 @@ def run_text(path: Path) -> Lines:
     """Write the facts of a run, a line each."""
     run, (newest, skipped) = read_run(path), find_checkpoint(path)
     config, best = run.config, _best(newest)
-    data = data_to_measure(config.get("dataset") or "DEST")
     facts = [
-        ("run", f"{path}: {_state(path)}, {_plural(run.n_epochs, 'epoch')}"),
+        ("run", f"{path}: {_state(run, newest)}, {_plural(run.n_epochs, 'epoch')}"),
         ("task", _task(config)),
         ("model", f"{config.get('model')}, {_number(config.get('n_parameters'))} weights, {config.get('loss')}"),
         ("data", f"{config.get('dataset') or 'of a loader'}: {_number(config.get('n_samples'))} samples"),
@@ -54,12 +54,8 @@ def run_text(path: Path) -> Lines:
         ("saved", ", ".join(_checkpoints(path)) or "no checkpoint yet"),
         ("left out", _left_out(run)),
         *(("damaged", each) for each in skipped),
-        (
-            "resume",
-            f"the command that trained it, with {command_line(['--out', str(path), '--resume'])}; --epochs is "
-            "the total",
-        ),
-        ("next", command_line(["streamtrain", "evaluate", str(path), *data])),
+        ("resume", _how_to_resume(path)),
+        ("next", _next(path, config.get("dataset")) if newest else ""),
     ]
     return Lines.of(f"{name:<8} {value}" for name, value in facts if value)
 
@@ -72,8 +68,31 @@ def data_to_measure(dest: object) -> list[str]:
     return [str(folder), *(["--split", split] if split else [])]
 
 
-def _state(path: Path) -> str:
-    return "being trained now" if is_folder_locked(path) else "not running"
+def _state(run: RunRecord, newest: Checkpoint | None) -> str:
+    if is_folder_locked(run.path):
+        return "being trained now"
+    if run.epochs:
+        return "not running"
+    saved = f"saved after {counted(int(newest.path.name), 'batch', 'batches')}" if newest else "nothing was saved"
+    return f"interrupted in epoch 1, {saved}"
+
+
+def _how_to_resume(path: Path) -> str:
+    """Say by which command a run resumes: one of a comparison with the comparison, which alone knows its settings."""
+    comparison = path.parent
+    if is_there(comparison / COMPARISON_JSON):
+        resuming = command_line(["--out", str(comparison), "--resume"])
+        return f"the streamtrain compare that trained it, with {resuming}"
+    return f"the command that trained it, with {command_line(['--out', str(path), '--resume'])}; --epochs is the total"
+
+
+def _next(path: Path, dataset: object) -> str:
+    """Write the command that measures the run's model, or say that its data is not where it was."""
+    if not isinstance(dataset, str):
+        return command_line(["streamtrain", "evaluate", str(path), "DEST"])
+    if not is_there(Path(dataset)):
+        return f"its dataset is not at {dataset} now"
+    return command_line(["streamtrain", "evaluate", str(path), *data_to_measure(dataset)])
 
 
 def _task(config: dict[str, Any]) -> str:
