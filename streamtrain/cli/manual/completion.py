@@ -18,7 +18,8 @@ _LEAST_BASH: Final = (4, 4)
 _INSTALLED: Final = {
     "bash": 'Add this line to ~/.bashrc:  eval "$(streamtrain completion bash)"',
     "zsh": 'Add this line to ~/.zshrc, below compinit:  eval "$(streamtrain completion zsh)"',
-    "fish": "Run this once:  streamtrain completion fish > ~/.config/fish/completions/streamtrain.fish",
+    "fish": "Run this once:  mkdir -p ~/.config/fish/completions; "
+    "streamtrain completion fish > ~/.config/fish/completions/streamtrain.fish",
 }
 
 
