@@ -155,7 +155,7 @@ def _info_text(dataset: Dataset, *, show_all: bool) -> str:
         "bytes": f"{format_bytes(dataset.nbytes)}, stored in {format_bytes(dataset.stored_bytes)} ({layout.codec})",
         "blocks": f"{layout.n_blocks:,} of {counted(layout.block_rows, 'sample')}, {format_bytes(layout.block_bytes)}",
         "shards": f"{counted(layout.n_shards * len(layout.fields), 'file')}, "
-        f"{counted(layout.shard_blocks, 'block')} each",
+        f"{'up to ' if layout.n_blocks % layout.shard_blocks else ''}{counted(layout.shard_blocks, 'block')} each",
         "labels": _labels(dataset),
         "label": label_text(dataset),
         "missing": missing_text(dataset),
@@ -362,7 +362,7 @@ def repair_command(dest: str, remove: bool, as_json: bool) -> None:
     if not found:
         looks = command_line(["streamtrain", "verify", dest, "--full"])
         is_there = [f"whether the dataset itself is damaged: {looks}"] if result["dataset"] else []
-        lines = [f"{dest}: nothing is left of any ingest", *is_there]
+        lines = [f"{dest}: no leftovers of interrupted ingests", *is_there]
     else:
         removal = command_line(["streamtrain", "repair", dest, "--remove"])
         lines.append("removed" if remove else f"{removal} removes them")

@@ -38,7 +38,7 @@ def test_a_whole_dataset_has_nothing_to_repair(dataset: Path, capsys: pytest.Cap
     }  # fmt: skip
     assert main(["repair", str(dataset)]) == 0
     told = capsys.readouterr().out
-    assert "nothing is left of any ingest" in told
+    assert "no leftovers of interrupted ingests" in told
     assert f"streamtrain verify {dataset} --full" in told
     assert _tree(dataset.parent) == before
 
