@@ -275,7 +275,7 @@ def _table(dataset: Dataset) -> list[str]:
 
 @command("verify", examples=("streamtrain verify flights", "streamtrain verify flights --full"), page="damaged-data")
 @click.argument("dest", metavar="DEST", type=DATASET_TEXT)
-@option("--full", is_flag=True, help="Read every block, too, and compare it with its checksum.")
+@option("--full", is_flag=True, help="Also read every block and compare it with its checksum.")
 @json_option
 def verify_command(dest: str, full: bool, as_json: bool) -> None:
     """Check the dataset at DEST against its manifest, and list all damage; if there is any, the exit code is 4.
@@ -344,7 +344,7 @@ def _verify_text(dest: str, verified: VerifyReport) -> str:
 
 @command("repair", examples=("streamtrain repair flights", "streamtrain repair flights --remove"), page="damaged-data")
 @click.argument("dest", metavar="DEST", type=DATASET_TEXT)
-@option("--remove", is_flag=True, help="Remove what is listed.")
+@option("--remove", is_flag=True, help="Remove what repair lists.")
 @json_option
 def repair_command(dest: str, remove: bool, as_json: bool) -> None:
     """List what interrupted ingests to DEST left behind; files of a finished dataset are never listed."""

@@ -33,7 +33,7 @@ _path = click.Path(path_type=Path)
     page="profile",
 )
 @option("--out", type=_path, help="The profile's folder; by default profiles/N, the next free N.")
-@option("--interval", type=float, default=0.05, metavar="SECONDS", help="The least time between two readings.")
+@option("--interval", type=float, default=0.05, metavar="SECONDS", help="Shortest time between two readings.")
 @option("--no-png", is_flag=True, help="Leave out the PNG, which needs matplotlib.")
 @click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...", type=click.UNPROCESSED)
 @json_option

@@ -61,27 +61,32 @@ _WRITING: Final = "Writing"
 @option("--labels", metavar="SRC", type=FILE, section=_LABELS, help="A file whose rows become field y.")
 @option("--label-key", metavar="COLUMN", section=_LABELS, help="Images: the column of file names in --labels.")
 @option("--label-column", metavar="A,B", section=_LABELS, help="The column that becomes field y, or several.")
-@option("--classes", metavar="N|A,B|auto", section=_LABELS, help="Number or names of the classes; auto: as found.")
-@option("--task", type=Choice(TASKS), section=_LABELS, help=f"{', '.join(TASKS)}; by default from y.")
+@option(
+    "--classes",
+    metavar="N|A,B|auto",
+    section=_LABELS,
+    help="Number or names of the classes; auto: those found in the data.",
+)
+@option("--task", type=Choice(TASKS), section=_LABELS, help=f"{', '.join(TASKS)}; by default inferred from y.")
 @option("--drop-unlabelled", is_flag=True, default=None, section=_LABELS, help="Leave out rows whose label is missing.")
 @option(
     "--like",
     metavar="DATASET",
     type=DATASET_TEXT,
     section=_LABELS,
-    help="Read the rows like those of another dataset.",
+    help="Read the rows in the same way as another dataset's.",
 )
 @option(
     "--auto", is_flag=True, default=None, section=_TABLES, help="Choose options that fit each column, and print them."
 )
 @option("--columns", metavar="A,B", section=_TABLES, help="The columns of field x; by default all but the label.")
 @option("--exclude", metavar="A,B", section=_TABLES, help="Columns to leave out.")
-@option("--categorical", metavar="A,B", section=_TABLES, help="Columns that become codes, field cat.")
+@option("--categorical", metavar="A,B", section=_TABLES, help="Columns stored as codes in field cat.")
 @option("--category-min-count", type=int, section=_TABLES, help="Rarer categories share one code.")
-@option("--category-limit", type=int, section=_TABLES, help="The most categories of a column; by default a million.")
-@option("--hash", metavar="C=N", section=_TABLES, help="Columns of too many categories: N codes by hash.")
+@option("--category-limit", type=int, section=_TABLES, help="Most categories a column may have; by default a million.")
+@option("--hash", metavar="C=N", section=_TABLES, help="Columns with too many categories: N codes by hash.")
 @option("--dates", metavar="C[=days]", section=_TABLES, help="Columns of dates, as seconds or days since 1970.")
-@option("--timezone", metavar="ZONE", section=_TABLES, help="The zone of times that name none; by default UTC.")
+@option("--timezone", metavar="ZONE", section=_TABLES, help="Time zone of times that name none; by default UTC.")
 @option(
     "--na",
     type=Suggestion(MISSING),
@@ -90,7 +95,7 @@ _WRITING: Final = "Writing"
     help="Missing numbers: error (the default), fill=V, fill=mean or drop.",
 )
 @option(
-    "--na-mask", is_flag=True, default=None, section=_TABLES, help="Add field x_missing: which values were filled in."
+    "--na-mask", is_flag=True, default=None, section=_TABLES, help="Add field x_missing, which marks filled-in values."
 )
 @option(
     "--nan",
@@ -104,18 +109,18 @@ _WRITING: Final = "Writing"
     "--header",
     type=Suggestion(("first", "none")),
     section=_TEXT,
-    help="first (the default): names are in the first line; none: give --names.",
+    help="first (the default): the first line holds the names; none: give --names.",
 )
-@option("--names", metavar="A,B,p1..p9", section=_TEXT, help="The names of the columns, without a header.")
+@option("--names", metavar="A,B,p1..p9", section=_TEXT, help="Column names of a file without a header.")
 @option("--delimiter", metavar="CHAR", section=_TEXT, help="By default found among , ; | and tab.")
 @option("--encoding", metavar="NAME", section=_TEXT, help="By default utf-8.")
-@option("--na-values", metavar="A,B", section=_TEXT, help="Words that mean missing; by default NA, NaN, null, ...")
+@option("--na-values", metavar="A,B", section=_TEXT, help="Words for missing values; by default NA, NaN, null, ...")
 @option("--fields", metavar="x=A,y=B", section=_ARRAYS, help="Arrays of .npz, HDF5 and Zarr by field.")
 @option(
     "--decode",
     type=Suggestion(("cf", "raw")),
     section=_ARRAYS,
-    help="HDF5 and Zarr: apply CF attributes (the default), or raw.",
+    help="HDF5 and Zarr: apply CF attributes (the default), or not.",
 )
 @option("--sample-axis", type=int, section=_ARRAYS, help="HDF5 and Zarr: the axis of the samples, 0.")
 @option("--dtype", metavar="DTYPE", section=_ARRAYS, help="Raw binary: the element type.")
@@ -124,19 +129,19 @@ _WRITING: Final = "Writing"
     "--check", type=Choice(("full", "header")), section=_IMAGES, help="full decodes each image; header reads sizes."
 )
 @option("--max-pixels", type=int, metavar="N", section=_IMAGES, help="Refuse larger images; by default 64 million.")
-@option("--mode", type=Choice(("RGB", "L")), section=_IMAGES, help="Take images of other modes, which become this one.")
-@option("--max-side", type=int, metavar="N", section=_IMAGES, help="Make images smaller whose short side is longer.")
+@option("--mode", type=Choice(("RGB", "L")), section=_IMAGES, help="Convert images of other modes to this one.")
+@option("--max-side", type=int, metavar="N", section=_IMAGES, help="Shrink images whose short side is longer.")
 @option("--store", type=Choice(("encoded", "decoded")), section=_IMAGES, help="As they are, or as pixels of --size.")
-@option("--size", type=int, metavar="N", section=_IMAGES, help="With --store decoded: the side of the middle square.")
+@option("--size", type=int, metavar="N", section=_IMAGES, help="With --store decoded: the side of the center square.")
 @option("--split", metavar="val=0.1,test=0.1", section=_SPLITS, help="Divide the rows; the rest is split train.")
-@option("--split-by", metavar="COLUMN", section=_SPLITS, help="Rows of equal values stay in one split.")
+@option("--split-by", metavar="COLUMN", section=_SPLITS, help="Keep rows with equal values in one split.")
 @option(
     "--split-how",
     type=Choice(("hash", "last")),
     section=_SPLITS,
-    help="hash: drawn (the default); last: the last rows.",
+    help="hash: at random (the default); last: the last rows.",
 )
-@option("--split-seed", type=int, section=_SPLITS, help="Seed of the draw; by default 0.")
+@option("--split-seed", type=int, section=_SPLITS, help="Seed of --split-how hash; by default 0.")
 @option("--block", type=SIZE, section=_STORAGE, help="Block size; by default about 512KiB, less for small data.")
 @option("--shard", type=SIZE, default="64MB", show_default=True, section=_STORAGE, help="Shard file size.")
 @option(
@@ -147,17 +152,17 @@ _WRITING: Final = "Writing"
     section=_STORAGE,
     help="auto, none, lz4 or zstd.",
 )
-@option("--memory", type=SIZE, default="1GB", show_default=True, section=_WRITING, help="Memory budget of the ingest.")
+@option("--memory", type=SIZE, default="1GB", show_default=True, section=_WRITING, help="Memory budget for the ingest.")
 @option(
     "--scheduler",
     metavar="ADDRESS",
     section=_WRITING,
-    help="A dask cluster, or processes of here, do the work.",
+    help="A dask cluster, or processes, to ingest on.",
 )
 @option("--overwrite", is_flag=True, section=_WRITING, help="Replace the dataset at DEST when the new one is complete.")
-@option("--append", is_flag=True, section=_WRITING, help="Add the rows after those of the dataset at DEST.")
+@option("--append", is_flag=True, section=_WRITING, help="Add the rows to the end of the dataset at DEST.")
 @option("--resume", is_flag=True, section=_WRITING, help="Resume an interrupted ingest; start if there is none.")
-@option("--dry-run", is_flag=True, section=_WRITING, help="Print what is found in SRC; nothing is written.")
+@option("--dry-run", is_flag=True, section=_WRITING, help="Print what SRC contains; write nothing.")
 @json_option
 def ingest_command(
     sources: tuple[str, ...],

@@ -106,9 +106,9 @@ FIELD_OPTIONS: Final = (
 """Options for the fields to learn from, shared by all commands that train."""
 
 MODEL_HELP: Final = (
-    "linear, mlp (mlp:256,128) or mlp:WIDTHS, cnn; or code of your own, FILE.py:NAME or PACKAGE.MODULE:NAME: a "
-    "function, class or ready module. It gets those arguments that its signature names: dataset, input_shape, "
-    "n_outputs, num_classes, classes, task, category_sizes; one required argument of another name gets the dataset, "
+    "linear, mlp (mlp:256,128) or mlp:WIDTHS, cnn; or your own code, FILE.py:NAME or PACKAGE.MODULE:NAME: a "
+    "function, class or ready module. It gets any of these that its signature names: dataset, input_shape, "
+    "n_outputs, num_classes, classes, task, category_sizes; one required argument with another name gets the dataset, "
     "two get input_shape and n_outputs."
 )
 MODEL_OPTIONS: Final = (
@@ -119,14 +119,14 @@ MODEL_OPTIONS: Final = (
         callback=_parse_pairs,
         metavar="NAME=VALUE",
         section="Model",
-        help="An argument of your own model, as JSON; repeatable.",
+        help="An argument for your own model, as JSON; repeatable.",
     ),
     option(
         "--init",
         metavar="RUN|FILE",
         type=FILE,
         section="Model",
-        help="Start from weights: a run's, or a .safetensors file.",
+        help="Initial weights: a run's, or a .safetensors file.",
     ),
     option(
         "--init-partial",
@@ -156,13 +156,13 @@ class TrainOptions:
     model: str = _option(None, MODEL_HELP, "Model", required=True, type=Code())
     val: Path | None = _option(
         None,
-        "The dataset to measure on after every epoch, or none; by default split val of DEST.",
+        "Validation data, measured after every epoch, or none; by default split val of DEST.",
         "Data",
         type=DATASET,
     )
     task: str | None = _option(
         None,
-        "classification, multilabel or regression; by default as `info` says.",
+        "classification, multilabel or regression; by default the one `info` shows.",
         "Task and loss",
         type=Choice(values.TASKS),
     )
@@ -175,7 +175,7 @@ class TrainOptions:
     )
     ignore_label: int | None = _option(
         None,
-        "A label that is not a class, such as 255: it has no output and counts in no figure.",
+        "A label that is not a class, such as 255: it gets no output and is not counted.",
         "More on the task",
         metavar="LABEL",
         type=int,
@@ -219,57 +219,57 @@ class TrainOptions:
         metavar="NAME=VALUE",
     )
     epochs: int = _option(5, "Passes over the data, in all.", "Steps", type=int)
-    max_steps: int | None = _option(None, "End at N steps in all, if the epochs take more.", "Steps", type=int)
+    max_steps: int | None = _option(None, "Stop after N steps in all, if the epochs take more.", "Steps", type=int)
     until_loss: float | None = _option(
-        None, "End after the epoch whose loss, on --val if given, is at most this.", "More on stopping", type=float
+        None, "Stop after an epoch whose loss, on --val if given, is at most this.", "More on stopping", type=float
     )
     monitor: str | None = _option(
         None,
-        "Metric that decides the best epoch: val_loss, val_f1, ...",
+        "Metric that chooses the best epoch: val_loss, val_f1, ...",
         "Stopping and best",
         metavar="NAME",
     )
     monitor_mode: str | None = _option(
         None,
-        "Whether the smallest or largest --monitor is best, for a metric of your own.",
+        "Whether the smallest or largest --monitor is best, for your own metric.",
         "More on stopping",
         type=Choice(values.MODES),
     )
     patience: int | None = _option(
         None,
-        "End after N epochs without a better --monitor.",
+        "Stop after N epochs without a better --monitor.",
         "Stopping and best",
         type=int,
         metavar="N",
     )
-    min_delta: float = _option(0.0, "The least change that counts for --patience.", "Stopping and best", type=float)
-    batch_size: int = _option(256, "Samples of a batch.", "Data", type=int)
+    min_delta: float = _option(0.0, "Smallest change that counts for --patience.", "Stopping and best", type=float)
+    batch_size: int = _option(256, "Samples per batch.", "Data", type=int)
     memory: str | None = _option(
         None,
-        "Budget of the loaders; by default 512MB, or the rest of --max-memory.",
+        "Budget for the loaders; by default 512MB, or the rest of --max-memory.",
         "Memory",
         type=SIZE,
     )
     max_memory: str | None = _option(
         None,
-        "Budget of the whole process; auto: its control group's limit, or the RAM.",
+        "Budget for the whole process; auto: its control group's limit, or the RAM.",
         "Memory",
         type=SIZE_OR_AUTO,
     )
     lanes: int | None = _option(
-        None, "Streams of blocks that a batch draws from; by default as many as fit --memory.", "Shuffle", type=int
+        None, "Streams of blocks that batches draw from; by default as many as fit in --memory.", "Shuffle", type=int
     )
-    groups: int | None = _option(None, "Groups of lanes; by default from batch size and blocks.", "Shuffle", type=int)
+    groups: int | None = _option(None, "Groups of lanes; by default set by batch size and blocks.", "Shuffle", type=int)
     reshuffle: str = _option(
         "epoch",
-        "Form the batches anew every epoch, or never: every epoch then has the same ones.",
+        "Form new batches every epoch, or never: every epoch then has the same ones.",
         "Shuffle",
         type=Choice(RESHUFFLE),
     )
-    drop_last: bool = _option(False, "Leave out a short last batch.", "Shuffle", is_flag=True)
+    drop_last: bool = _option(False, "Leave out the last batch if it is short.", "Shuffle", is_flag=True)
     on_bad_block: str = _option(
         "error",
-        "On a damaged block: end, or leave its samples out.",
+        "On a damaged block: end, or leave out its samples.",
         "Faults",
         type=Choice(ON_BAD_BLOCK),
         metavar="|".join(ON_BAD_BLOCK),
@@ -284,7 +284,7 @@ class TrainOptions:
     )
     image_scale: str | None = _option(
         None,
-        "Random crops: their least and largest share, 0.08,1.",
+        "Smallest and largest share of a random crop, 0.08,1.",
         "Data",
         metavar="A,B",
     )
@@ -309,11 +309,11 @@ class TrainOptions:
         type=Suggestion(["balanced"]),
         metavar="WEIGHTS",
     )
-    threads: int | None = _option(None, "Torch's threads on the CPU; by default one a core.", "Memory", type=int)
+    threads: int | None = _option(None, "Torch's threads on the CPU; by default one per core.", "Memory", type=int)
     out: Path | None = _option(None, "The run's folder; by default runs/N, the next free N.", "Output", type=_PATH)
     checkpoint_every: int | None = _option(
         None,
-        "Save after every N batches, too.",
+        "Also save after every N batches.",
         "Output",
         type=int,
         metavar="N",

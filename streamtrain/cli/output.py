@@ -43,7 +43,7 @@ def verbosity_options() -> list[click.Option]:
     """Make the options of how much is printed, which every command has."""
     hidden: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": _set_verbosity}
     return [
-        click.Option(["-q", "--quiet"], help="Print the result alone, without progress, memory and time.", **hidden),
+        click.Option(["-q", "--quiet"], help="Print only the result: no progress, memory or time.", **hidden),
         click.Option(["-v", "--verbose"], help="Print all figures of memory and threads.", **hidden),
     ]
 

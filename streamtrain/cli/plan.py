@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     page="concepts",
 )
 @click.argument("dest", type=DATASET)
-@option("--batch-size", type=int, default=256, help="Samples of a batch.")
-@option("--memory", type=SIZE, default="512MB", help="Memory budget of the loaders.")
+@option("--batch-size", type=int, default=256, help="Samples per batch.")
+@option("--memory", type=SIZE, default="512MB", help="Memory budget for the loaders.")
 @option(
     "--val",
     type=DATASET,
-    help="The validation data, which takes 1/4 of --memory; by default split val of DEST, if there is one.",
+    help="Validation data, which takes 1/4 of --memory; by default split val of DEST, if there is one.",
 )
-@option("--lanes", type=int, help="Streams of blocks that a batch draws from; by default as many as fit --memory.")
-@option("--groups", type=int, help="Groups of lanes; by default from batch size and blocks.")
-@option("--ranks", type=int, metavar="N", help="Show what each of N ranks has, which share the batches.")
-@option("--drop-last", is_flag=True, help="Leave out a short last batch.")
+@option("--lanes", type=int, help="Streams of blocks that batches draw from; by default as many as fit in --memory.")
+@option("--groups", type=int, help="Groups of lanes; by default set by batch size and blocks.")
+@option("--ranks", type=int, metavar="N", help="Show what each rank holds when N ranks share the batches.")
+@option("--drop-last", is_flag=True, help="Leave out the last batch if it is short.")
 @option("--seed", type=int, default=0, help="Seed of the order.")
-@option("--images", metavar="[CROP:]SIZE", help="Of images: the pixels they are decoded to, as for train.")
+@option("--images", metavar="[CROP:]SIZE", help="Size to decode images to, as for train.")
 @json_option
 def plan_command(
     dest: Path,
@@ -60,9 +60,9 @@ def plan_command(
 ) -> None:
     """Show what training on the dataset DEST will take and how well it will be shuffled.
 
-    Memory term by term, lanes, reads and steps of an epoch, the shuffle's quality on the stored labels, and the memory
-    at which batches would vary no more than those of a full random reshuffle. Batch variance is how much the labels of
-    a batch vary from batch to batch, drift how far an epoch's beginning strays from the whole; less is better.
+    It shows memory term by term, lanes, reads and steps of an epoch, the shuffle's quality on the stored labels, and
+    the memory at which batches vary no more than under a full random reshuffle. Batch variance measures how much the
+    labels differ from batch to batch, drift how far an epoch's beginning strays from the whole; less is better.
     """
     from streamtrain.cli.preparation.images import seen_as
     from streamtrain.loader.budget_shares import (

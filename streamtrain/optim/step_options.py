@@ -27,7 +27,7 @@ class StepOptions:
     """The options of a step, each declared once; `streamtrain.Trainer` explains them."""
 
     accumulate_grad_batches: int = _option(
-        1, "Batches of a step, with the update rule batch.", "More on steps", type=int, metavar="K"
+        1, "Batches per step, with the update rule batch.", "More on steps", type=int, metavar="K"
     )
     grad_sum_dtype: str = _option(
         "float64",
@@ -36,14 +36,14 @@ class StepOptions:
     )
     sample_path: str = _option(
         "auto",
-        "With the update rule sample: plain, fast (the same to rounding), or auto: fast for models that it knows.",
+        "With the update rule sample: plain, fast (the same up to rounding), or auto: fast for models it supports.",
         "Update rules",
     )
     clip_grad_norm: float | None = _option(
         None, "Scale longer gradients down to this norm.", "Steps", type=float, metavar="NORM"
     )
     clip_grad_value: float | None = _option(
-        None, "The most a component of a gradient may be.", "Optimizer", type=float, metavar="VALUE"
+        None, "Clip each component of a gradient to this size.", "Optimizer", type=float, metavar="VALUE"
     )
     schedule: str | Schedule | ScheduleFactory | None = _option(
         None,
@@ -51,17 +51,17 @@ class StepOptions:
         "Steps",
     )
     beta1: str | Beta1 | None = _option(
-        None, "How Adam's beta1 changes: linear:LAST over the run, or exponential:FACTOR a step.", "Optimizer"
+        None, "How Adam's beta1 changes: linear:LAST over the run, or exponential:FACTOR per step.", "Optimizer"
     )
-    autocast: str | torch.dtype | None = _option(None, "Compute in bfloat16 where that is good enough.", "Speed")
+    autocast: str | torch.dtype | None = _option(None, "Compute in bfloat16 where it is precise enough.", "Speed")
     compile: bool = _option(False, "Compile the model with torch.compile.", "Speed", is_flag=True)
     l2: float = _option(0.0, "Add l2/2 times the sum of the squared weights to the mean loss.", "Optimizer", type=float)
     on_step: Callable[[], None] | None = None
     grad_tolerance: float | None = _option(
-        None, "End at a gradient whose norm is at most this.", "L-BFGS and CG", type=float
+        None, "Stop when the norm of the gradient is at most this.", "L-BFGS and CG", type=float
     )
     loss_tolerance: float | None = _option(
-        None, "End where a step lowers the mean loss by at most this.", "L-BFGS and CG", type=float
+        None, "Stop when a step lowers the mean loss by at most this.", "L-BFGS and CG", type=float
     )
 
     def __post_init__(self) -> None:

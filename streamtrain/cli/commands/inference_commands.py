@@ -15,11 +15,13 @@ from streamtrain.cli.output import json_option
 
 _SOURCES: Final = click.argument("sources", nargs=-1, required=True, metavar="SRC...", type=FILE)
 _MODEL: Final = option(
-    "--model", type=Code(), help="Your own code, FILE.py:NAME or PACKAGE.MODULE:NAME, if it is asked for."
+    "--model", type=Code(), help="Your own code, FILE.py:NAME or PACKAGE.MODULE:NAME, if the run needs it."
 )
 _DEVICE: Final = option("--device", default="auto", type=Suggestion(values.DEVICES), metavar="DEVICE", help=DEVICE_HELP)
 _IMAGES: Final = option(
-    "--images", metavar="[CROP:]SIZE", help="Decode images to other pixels than the middle of those of the training."
+    "--images",
+    metavar="[CROP:]SIZE",
+    help="Decode images in another way; by default the center, at the size used in training.",
 )
 _OVERWRITE: Final = option("--overwrite", is_flag=True, help="Replace what is at --out when the new file is complete.")
 _TEXT: Final = "Raw files"
@@ -30,7 +32,7 @@ _TEXT_OPTIONS: Final = (
         "--header",
         type=Suggestion(("first", "none")),
         section=_TEXT,
-        help="Text: first: names are in the first line; none: give --names.",
+        help="Text: first: the first line holds the names; none: give --names.",
     ),
     option("--names", metavar="A,B", section=_TEXT, help="Text without a header: the names of its columns."),
     option("--na-values", metavar="A,B", section=_TEXT, help="Text: words that mean missing."),
@@ -38,7 +40,7 @@ _TEXT_OPTIONS: Final = (
         "--fields",
         metavar="x=A,y=B",
         section=_TEXT,
-        help=".npz, HDF5, Zarr: the arrays that become fields; of the last two by default those of the training.",
+        help=".npz, HDF5, Zarr: the arrays that become fields; for the last two by default as in training.",
     ),
 )
 """The form of raw text, and the names of raw arrays, where they are not the default."""
@@ -68,7 +70,7 @@ def _with_text_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option("--rows", metavar="A:B", help="Rows A to B-1, counted from 0.")
 @which_option
 @_MODEL
-@option("--batch-size", type=int, default=1024, help="Samples of a batch.")
+@option("--batch-size", type=int, default=1024, help="Samples per batch.")
 @option("--memory", type=SIZE, default="512MB", help="Memory budget of reading and writing.")
 @_IMAGES
 @_DEVICE
@@ -79,8 +81,8 @@ def _with_text_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def predict_command(as_json: bool, **given: Any) -> None:
     """Predict every row of SRC, in order, with the model of the folder RUN.
 
-    SRC is a dataset, or raw files of any format that `streamtrain ingest` reads: their columns are matched by name with
-    those of the training. Without --out the first ten rows are shown.
+    SRC is a dataset, or raw files of any format that `streamtrain ingest` reads; columns are matched by name with the
+    training data's. Without --out, the first ten rows are shown.
     """
     from streamtrain.cli.inference.predict import run_predict
 
@@ -98,22 +100,26 @@ def predict_command(as_json: bool, **given: Any) -> None:
 @which_option
 @_MODEL
 @option("--weight", metavar="FIELD", help="The field of the samples' weights, or none; by default as in training.")
-@option("--batch-size", type=int, default=256, help="Samples of a batch; the result does not depend on it.")
+@option("--batch-size", type=int, default=256, help="Samples per batch; the result does not depend on it.")
 @option("--labels", multiple=True, metavar="FILE", type=FILE, help="Raw arrays: a file of their labels; repeatable.")
 @option("--split", type=Split(), metavar="NAME", help="The split of SRC to measure on; by default test, else val.")
 @option("--memory", type=SIZE, default="512MB", help="Memory budget of the loader.")
 @_IMAGES
 @_DEVICE
-@option("--positive", metavar="CLASS", help="With two classes, the one of precision and recall; by default class 1.")
+@option(
+    "--positive",
+    metavar="CLASS",
+    help="With two classes, the one that precision and recall measure; by default class 1.",
+)
 @option("--per-class", is_flag=True, help="Show every class, label or target, not only the worst of many.")
 @_with_text_options
 @json_option
 def evaluate_command(as_json: bool, **given: Any) -> None:
     """Measure the model of the folder RUN on SRC: loss, the scores of the task, and a table of classes.
 
-    SRC is a dataset, or raw files with labels. The weights are those of the best epoch where the run has a monitor,
-    else the last. Inputs are rescaled as in training, by the statistics saved with the run. Columns are matched by name
-    with those of the training, and classes have the training's numbers.
+    SRC is a dataset, or raw files with labels. It uses the weights of the best epoch if the run has a
+    monitor, otherwise the last. Inputs are rescaled with the statistics saved with the run. Columns are matched by name
+    with the training data's, and classes keep their numbers from training.
     """
     from streamtrain.cli.inference.evaluate import run_evaluate
     from streamtrain.cli.ranks import device_of_rank, process_group

@@ -90,7 +90,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     "--val",
     type=DATASET,
     section="Data",
-    help="A dataset to measure on after every epoch; by default split val of DEST, if there is one.",
+    help="Validation data, measured after every epoch; by default split val of DEST, if there is one.",
 )
 @options_of_train("images", "image_scale", "normalize", "normalize_target", "class_weight")
 @option(
@@ -98,14 +98,14 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     type=int,
     default=256,
     section="Data",
-    help="Samples of a batch; for other update rules, of a read.",
+    help="Samples per batch; for other update rules, per read.",
 )
 @option("--task", type=Choice(values.TASKS), section="Task and loss", help=f"{', '.join(values.TASKS)}; as for train.")
 @option(
     "--loss",
     type=Choice(values.LOSSES),
     section="Task and loss",
-    help=f"{', '.join(values.LOSSES)}; by default of the task.",
+    help=f"{', '.join(values.LOSSES)}; by default the task's.",
 )
 @option(
     "--ignore-label",
@@ -119,7 +119,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     default="sample,batch,epoch",
     type=Names(values.UPDATES, "update rule"),
     section="Runs",
-    help="Update rules: some of sample, batch and epoch.",
+    help="Update rules to compare: any of sample, batch and epoch.",
 )
 @option(
     "--optimizers",
@@ -156,19 +156,19 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     type=int,
     metavar="N",
     section="Figures",
-    help=f"With --surface: measure it at N by N points, a pass over the data each.  [default: {GRID}]",
+    help=f"With --surface: measure it at N by N points, with a pass over the data for each.  [default: {GRID}]",
 )
 @option(
     "--memory",
     type=SIZE,
     section="Memory",
-    help="Budget of the loaders; by default 512MB, or the rest of --max-memory.",
+    help="Budget for the loaders; by default 512MB, or the rest of --max-memory.",
 )
 @option(
     "--max-memory",
     type=SIZE_OR_AUTO,
     section="Memory",
-    help="Budget of the whole process; auto: its control group's limit, or the RAM.",
+    help="Budget for the whole process; auto: its control group's limit, or the RAM.",
 )
 @option(
     "--device",
@@ -178,7 +178,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     section="Memory",
     help=DEVICE_HELP,
 )
-@option("--threads", type=int, section="Memory", help="Torch's threads on the CPU; by default one a core.")
+@option("--threads", type=int, section="Memory", help="Torch's threads on the CPU; by default one per core.")
 @option(
     "--out",
     type=click.Path(path_type=Path),
@@ -189,7 +189,7 @@ def _parse_rates(context: click.Context, parameter: click.Parameter, value: str 
     "--resume",
     is_flag=True,
     section="Output",
-    help="Resume the comparison in --out: read its finished runs, and resume the one begun.",
+    help="Resume the comparison in --out: read its finished runs, and resume the unfinished one.",
 )
 @json_option
 def compare_command(as_json: bool, **given: Any) -> None:
