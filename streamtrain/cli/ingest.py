@@ -159,7 +159,7 @@ _WRITING: Final = "Writing"
     section=_WRITING,
     help="A dask cluster, or processes, to ingest on.",
 )
-@option("--overwrite", is_flag=True, section=_WRITING, help="Replace the dataset at DEST when the new one is complete.")
+@option("--overwrite", is_flag=True, section=_WRITING, help="Replace the dataset at DEST, once complete.")
 @option("--append", is_flag=True, section=_WRITING, help="Add the rows to the end of the dataset at DEST.")
 @option("--resume", is_flag=True, section=_WRITING, help="Resume an interrupted ingest; start if there is none.")
 @option("--dry-run", is_flag=True, section=_WRITING, help="Print what SRC contains; write nothing.")
