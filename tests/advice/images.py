@@ -39,6 +39,16 @@ def _stored(**options: Any) -> st.Dataset:
 
 
 @world(
+    "ingestion/sources/recognition/folders.py:folder_of_folders: give one folder at a time, into a dataset of its own: {}"
+)
+def folders_of_folders_of_classes(w: World) -> None:
+    for name in ("train", "test"):
+        _folder(f"photos/{name}")
+    assert "'photos/test' 'photos/train'" in w.refuses("ingest photos d.zarr")
+    w.works("ingest photos/train d.zarr")
+
+
+@world(
     f"{_FOLDERS}_status_of_image: give folders of images, one for each class",
     f"{_FOLDERS}_status_of_image: move it out of the folder",
     f"{_FOLDERS}_status_of_image: write it again, or leave it out",

@@ -64,7 +64,16 @@ def folder_of_folders(folder: Path, inner: Sequence[str]) -> InputError:
     if not others:
         return InputError(what, where=str(folder), why="They are datasets", fix="give the files that they were made of")
     listed = " ".join(repr(str(folder / name)) for name in others[:5])
+    if all(_has_classes(folder / name) for name in others):
+        fix = f"give one folder at a time, into a dataset of its own: {listed}"
+        return InputError(what, where=str(folder), why="Each of them holds folders of images", fix=fix)
     return InputError(what, where=str(folder), fix=f"give the folders of files as a list: {listed}")
+
+
+def _has_classes(folder: Path) -> bool:
+    """Whether the first folder in a folder begins with an image."""
+    inner = next((folder / name for name in shown_names_in(folder) if S_ISDIR(look_up(folder / name).st_mode)), None)
+    return inner is not None and "image" in (_kind_in(inner) or "")
 
 
 def _kind_in(folder: Path) -> str | None:
