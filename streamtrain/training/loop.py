@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from streamtrain.errors import Argument, DivergedError, Fix, StreamtrainWarning, UsageError
+from streamtrain.errors import Argument, DivergedError, Fix, InputError, StreamtrainWarning, UsageError
 from streamtrain.models.losses import Loss
 from streamtrain.models.seeding import random_state, seeded_random, set_random_state
 from streamtrain.optim.gradients import (
@@ -29,6 +29,7 @@ from streamtrain.optim.gradients import (
 from streamtrain.optim.ranks.exchange import ALONE, OF_OTHERS, DivergedElsewhere, Exchange, ToldByRank
 from streamtrain.optim.rules import UpdateRule, changing_buffers
 from streamtrain.store.schema.arrangement import AS_IT_IS, Arrangement
+from streamtrain.system.units import counted
 from streamtrain.training.batch_stream import (
     BatchStream,
     SmallBatch,
@@ -76,6 +77,14 @@ def _last_batch_of(stream: BatchStream, *, trains: bool = True, can_drop: bool =
     )
     # The least that a rank has of it; one that has nothing leaves the model out.
     return [replace(found, n_samples=max(1, found.n_samples // world_size_of(stream)))] if found else []
+
+
+def check_labels(target: Tensor, rows: Sequence[int], name: str) -> None:
+    """Refuse labels of some rows that are no finite numbers, which would make every score one."""
+    if missing := bad_rows(target).tolist():
+        n = counted(len(missing), "value")
+        what = f"field {name} holds {n} that are not finite in a batch, the first in row {rows[missing[0]]:,}"
+        raise InputError(what, fix="leave these rows out, or fill in their labels")
 
 
 def _rows(stream: BatchStream, start: int, n_samples: int) -> Sequence[int]:
@@ -373,7 +382,9 @@ class EpochLoop:
                         check_least_weight(least, weight)
                     # A sample that has no finite output has no finite loss.
                     bad = () if math.isfinite(summed) else bad_rows(output).tolist()
-                    rows = _rows(stream, n_measured, len(labels)) if bad else ()
+                    rows = () if math.isfinite(summed) else _rows(stream, n_measured, len(labels))
+                    if rows and not bad:
+                        check_labels(batch.target, rows, self.target)
                     told.add([rows[place] for place in bad], len(labels))
                     mean = summed / weight if weight else 0.0
                     running.add(mean, output, labels, weight=weight, sample_weights=weights_of_samples)

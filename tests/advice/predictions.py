@@ -346,3 +346,14 @@ def rows_without_labels_to_measure(w: World) -> None:
     w.refuses("evaluate run u.csv")
     w.works("predict run u.csv")
     w.works("evaluate run t.csv")
+
+
+@world("training/loop.py:check_labels: leave these rows out, or fill in their labels")
+def labels_that_are_no_numbers(w: World) -> None:
+    array_run(w, y=X[:, 0].astype("float64"))
+    labels = X[:, 0].astype("float64")
+    np.save("x.npy", X)
+    np.save("y.npy", np.where(np.arange(len(X)) == 7, np.nan, labels))
+    w.refuses("evaluate run x.npy --labels y.npy --memory 16MB")
+    np.save("y.npy", labels)
+    w.works("evaluate run x.npy --labels y.npy --memory 16MB")

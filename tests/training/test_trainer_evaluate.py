@@ -109,3 +109,12 @@ def test_what_is_in_quarantine_is_told_and_left_out(
     kept = {name: np.delete(values, range(start, stop), 0) for name, values in rows.items()}
     assert found.n_samples == N - (stop - start)
     assert (found.loss, found.score) == pytest.approx(expected(trainer, kept, None), rel=1e-6)
+
+
+def test_labels_that_are_no_numbers_are_refused_by_their_row(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype("float32")
+    target = np.where(np.arange(50) == 41, np.nan, x[:, 0]).astype("float32")
+    dataset = st.ingest({"x": x, "target": target}, tmp_path / "d.zarr", nan="keep", progress=False)
+    trainer = st.Trainer(nn.Linear(3, 1), loss="mse", target="target", device="cpu")
+    with pytest.raises(st.InputError, match=r"field target holds 1 value that are not finite in a batch.* row 41"):
+        trainer.evaluate(dataset, memory="16MB")
