@@ -117,4 +117,4 @@ def test_labels_that_are_no_numbers_are_refused_by_their_row(tmp_path: Path) -> 
     dataset = st.ingest({"x": x, "target": target}, tmp_path / "d.zarr", nan="keep", progress=False)
     trainer = st.Trainer(nn.Linear(3, 1), loss="mse", target="target", device="cpu")
     with pytest.raises(st.InputError, match=r"field target holds 1 value that are not finite in a batch.* row 41"):
-        trainer.evaluate(dataset, memory="16MB")
+        trainer.evaluate(dataset)
