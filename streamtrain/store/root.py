@@ -79,8 +79,8 @@ def check_folder(folder: Path) -> None:
         recover_interrupted_swap(real_path(folder), Files())
     try:
         mode = SYSTEM.stat(folder).st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DatasetError(f"no such dataset: {error.strerror}", where=str(folder), fix=_meant(folder)) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError("no such dataset", where=str(folder), fix=_meant(folder)) from None
     except OSError as error:
         raise unreadable(folder, error) from error
     if not stat.S_ISDIR(mode):

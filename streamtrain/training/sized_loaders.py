@@ -222,7 +222,8 @@ def streams_of(
             yield loaders.training, loaders.validation
         return
     if any(isinstance(each, Dataset) for each in given):
-        raise UsageError("a dataset together with a loader", fix="two loaders, or two datasets")
+        kinds = ["a dataset" if isinstance(each, Dataset) else "a loader" for each in given]
+        raise UsageError(f"the training data is {kinds[0]}, and val is {kinds[1]}", fix="two loaders, or two datasets")
     streams = cast("list[BatchStream]", [*given, None])
     if replace(options, max_memory=None) != LoaderOptions(shuffle=options.shuffle, device=options.device):
         raise UsageError("a loader has its own batch_size, seed and memory", fix="leave them out, or give a dataset")

@@ -80,7 +80,7 @@ def a_run_of_another_name(w: World) -> None:
 
 
 @world(
-    f"{_GIVEN}fields_by_name: yield tensors or arrays, {{}}; or a dict of them",
+    f"{_GIVEN}fields_by_name: give tensors or arrays, numpy.asarray(x) of a list, for {{}}; or a dict of them",
     f"{_GIVEN}GivenBatches.__init__: {{{{}}}}",
     f"{_GIVEN}GivenBatches.__init__: at least one; an iterator is used up once it was read",
 )

@@ -57,7 +57,7 @@ def test_a_loader_that_is_given_is_held_against_the_budget_alone(data):
 def test_what_does_not_go_together_is_refused(data):
     trainer = new_trainer()
     with st.StreamLoader(data[0], memory="64MB") as loader:
-        with pytest.raises(UsageError, match="a dataset together with a loader"):
+        with pytest.raises(UsageError, match="and val is a"):
             trainer.fit(loader, val=data[1], max_epochs=1)
         with pytest.raises(UsageError, match="a loader has its own batch_size, seed and memory"):
             trainer.fit(loader, batch_size=7, max_epochs=1)

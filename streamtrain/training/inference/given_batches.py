@@ -90,7 +90,9 @@ def fields_by_name(batch: Any, names: Sequence[str]) -> Mapping[str, Any]:
     values = list(batch) if isinstance(batch, tuple | list) else [batch]
     if not values or not all(hasattr(type(each), "shape") for each in values):
         what = f"a batch is {a_kind(batch)}, and not tensors"
-        raise UsageError(what, fix=f"yield tensors or arrays, {', '.join(names)}; or a dict of them")
+        raise UsageError(
+            what, fix=f"give tensors or arrays, numpy.asarray(x) of a list, for {', '.join(names)}; or a dict of them"
+        )
     return dict(zip(names, values, strict=False))
 
 

@@ -18,6 +18,7 @@ from streamtrain.ingestion.sources.recognition.recipes import class_folders_reci
 from streamtrain.store.writing.staging import destination_state
 from streamtrain.system.files import shown_names_in
 from streamtrain.system.refusals import read_failure
+from streamtrain.system.units import counted
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -99,8 +100,7 @@ def check_no_labels_among(sources: Sequence[Source]) -> None:
     of, labels = max(pairs, key=lambda pair: pair[0].n_samples or 0)
     listed = "; ".join(f"{name_of(one)} and {name_of(other)}, {one.n_samples:,} rows each" for one, other in pairs)
     raise InputError(
-        f"{len(sources)} files hold different data: {len(features)} hold samples, {len(single)} their labels",
-        where=str(Path(name_of(of)).parent),
+        f"{counted(len(features), 'file')} of samples and {counted(len(single), 'file')} of labels are no one table",
         why=f"Those with as many rows are {listed}",
         fix=Fix(f"give {name_of(of)} with ", Argument("labels", name_of(labels))),
     )
