@@ -218,12 +218,12 @@ def _chosen_automatically(source: object, request: IngestRequest, say: Say | Non
     options, arguments, doubts = choose_automatically(source, replace(request.options, memory=request.memory))
     text = Fix("auto stands for ", Fix.together(arguments) if arguments else "no option at all")
     if say is None:
-        warnings.warn(StreamtrainWarning(text), stacklevel=5)
+        warnings.warn(StreamtrainWarning(text), stacklevel=6)
     else:
         say(text)
     for doubt in doubts:
         if say is None:
-            warnings.warn(StreamtrainWarning(doubt), stacklevel=5)
+            warnings.warn(StreamtrainWarning(doubt), stacklevel=6)
         else:
             say(Fix("hint: ", doubt))
     table = replace(options.table, auto=False)

@@ -260,3 +260,10 @@ def test_a_budget_that_is_too_small_names_one_that_works(tmp_path: Path) -> None
 def test_a_sample_larger_than_the_budget(tmp_path: Path) -> None:
     huge = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (2, 10**9), (0, 0))
     _refused(BudgetError, 5, "the smallest that works is", {"x": huge}, tmp_path / "d.zarr", memory="100MB")
+
+
+def test_what_auto_stands_for_is_told_at_the_line_that_asked(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,y\n" + "1,x,2.5\n3,z,4.5\n" * 50)
+    with pytest.warns(st.StreamtrainWarning, match="auto stands for") as told:
+        st.ingest(tmp_path / "t.csv", tmp_path / "d", label_column="y", auto=True, progress=False)
+    assert {each.filename for each in told} == {__file__}

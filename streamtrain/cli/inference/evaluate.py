@@ -15,7 +15,7 @@ from torch.nn.modules.loss import _Loss
 from streamtrain.cli.compatibility import check_categories, say_matched
 from streamtrain.cli.inference.predict import decoded_by, opened_data, refuse_swapped, warn_of_size
 from streamtrain.cli.options import note_doubt
-from streamtrain.cli.output import as_command_line, emit, note
+from streamtrain.cli.output import as_command_line, emit, is_quiet, note
 from streamtrain.cli.preparation.images import decode_of
 from streamtrain.cli.results import result_lines
 from streamtrain.errors import Lines, UsageError
@@ -101,7 +101,7 @@ def run_evaluate(
     result = {"run": run, "dataset": where, "weights": saved.chosen.named(), "samples": metrics.n_samples, **facts}
     head = [f"split {of_split}"] if of_split else []
     scores = result_lines(metrics, f"{on}:" if on == _AGAIN else on, every_row=per_class, with_loss=is_own)
-    lines = [as_command_line(saved.chosen.told()), *head, scores]
+    lines = [scores] if is_quiet() else [as_command_line(saved.chosen.told()), *head, scores]
     emit(as_json, result, Lines.of(lines))
 
 
