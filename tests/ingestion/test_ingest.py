@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import streamtrain
+import streamtrain as st
 from streamtrain.errors import (
     BudgetError,
     DatasetError,
