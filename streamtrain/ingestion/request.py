@@ -67,7 +67,7 @@ from streamtrain.system.calls.public import name_of
 from streamtrain.system.display.progress_bar import parse_progress
 from streamtrain.system.files import Files
 from streamtrain.system.memory import Projection, is_in_memory, memory_limit, n_cores
-from streamtrain.system.units import format_bytes, parse_bytes
+from streamtrain.system.units import format_bytes, memory_too_small, parse_bytes
 
 MOST_WORKERS: Final = 16
 _WAVES: Final = (8, 4, 2, 1)  # parts or shards a worker gets at a time
@@ -191,7 +191,7 @@ def solve_ingest(
     least = _smallest_budget(project, projection, held, source.reading.group_bytes)
     chunks = f", chunks of at most {max(1, run_bytes(memory) // layout.row_bytes):,} rows" if source.chunk_bytes else ""
     raise BudgetError(
-        f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(least)}",
+        memory_too_small(memory, least),
         why=f"The least an ingest of this data owns: {projection}",
         fix=Fix(Argument("memory", f"{least / 10**6:.1f}MB"), chunks, *_smaller_block(layout)),
     )

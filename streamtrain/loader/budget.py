@@ -21,7 +21,7 @@ from streamtrain.shuffle.order import ShuffleParameters
 from streamtrain.store.layout import PAGE_BYTES, Layout
 from streamtrain.system.arguments import check_int
 from streamtrain.system.memory import Projection
-from streamtrain.system.units import format_bytes
+from streamtrain.system.units import memory_too_small
 
 _FEW_THREADS: Final = 2
 _MOST_THREADS: Final = 4
@@ -225,8 +225,7 @@ def solve(
 def _check_fits(needed: LoaderProjection, with_fewer: bool) -> None:
     if needed.total_bytes > needed.budget_bytes:
         raise BudgetError(
-            f"memory is {format_bytes(needed.budget_bytes)}, and the smallest that works is "
-            f"{format_bytes(needed.total_bytes)}",
+            memory_too_small(needed.budget_bytes, needed.total_bytes),
             why=f"The least the loader owns: {needed}",
             fix=Fix(Argument("memory", n_bytes=needed.total_bytes), ", or fewer lanes" if with_fewer else None),
         )

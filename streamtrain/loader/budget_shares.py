@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from streamtrain.errors import Argument, BudgetError, Fix
 from streamtrain.loader.budget import BUDGET_PARTS, solve
 from streamtrain.store.layout import Layout
-from streamtrain.system.units import format_bytes, megabytes
+from streamtrain.system.units import format_bytes, megabytes, memory_too_small
 
 
 def eval_loader_bytes(memory: int) -> int:
@@ -56,10 +56,12 @@ def check_shared_memory(memory: int, training: int, measuring: Sequence[int]) ->
     """Refuse a budget in which the training loader, or one that measures, would lack its least."""
     in_all = smallest_shared_budget_bytes(training, measuring)
     if memory < in_all:
-        needs = [f"training {format_bytes(training)}", *(f"measuring {format_bytes(each)}" for each in measuring)]
+        needs = [
+            f"training needs {format_bytes(training)}",
+            *(f"validation {format_bytes(each)}" for each in measuring),
+        ]
         raise BudgetError(
-            f"memory is {format_bytes(memory)}, and the smallest that works is {format_bytes(in_all)}",
-            why=f"It is shared: 1/{BUDGET_PARTS} for each loader that measures, the rest for the one that trains; "
-            f"the least that each works with is {', '.join(needs)}",
+            memory_too_small(memory, in_all),
+            why=f"Validation data gets 1/{BUDGET_PARTS} of it, and training the rest; {' and '.join(needs)}",
             fix=Fix(Argument("memory", megabytes(in_all))),
         )

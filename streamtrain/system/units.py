@@ -78,6 +78,22 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes:.0f} B"
 
 
+def memory_too_small(memory: int, least: int) -> str:
+    """Say that a memory is less than the smallest that works, with as many digits as tell the two apart.
+
+    Examples
+    --------
+    >>> memory_too_small(10**6, 14_250_000)
+    'memory is 1.0 MB, and the smallest that works is 14.2 MB'
+    >>> memory_too_small(14_200_000, 14_210_000)
+    'memory is 14,200,000 B, and the smallest that works is 14,210,000 B'
+    """
+    told = [format_bytes(n_bytes) for n_bytes in (memory, least)]
+    if told[0] == told[1]:
+        told = [f"{n_bytes:,} B" for n_bytes in (memory, least)]
+    return f"memory is {told[0]}, and the smallest that works is {told[1]}"
+
+
 def format_rate(amount: float, seconds: float, unit: str) -> str:
     """Write an amount per second for people."""
     return f"{amount / seconds if seconds > 0 else 0:,.0f} {unit}/s"

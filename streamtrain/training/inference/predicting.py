@@ -24,7 +24,7 @@ from streamtrain.optim.gradients import TrainingBatch
 from streamtrain.store.dataset import Dataset
 from streamtrain.store.schema.columns import CATEGORIES, ID, Schema
 from streamtrain.system.arguments import check_flags, check_int, is_int
-from streamtrain.system.units import format_bytes, parse_bytes
+from streamtrain.system.units import format_bytes, memory_too_small, parse_bytes
 from streamtrain.training.batch_stream import fields_of, fields_on
 from streamtrain.training.inference.batches import InputBatches, Wanted, open_batches
 from streamtrain.training.inference.predictions import Part, PredictionForm, check_probabilities
@@ -161,7 +161,7 @@ def _whole_budget(options: PredictOptions, work: int) -> Iterator[None]:
             raise
         # Writing and encoding take an eighth each, at most, and outputs that are joined a 64th.
         whole = -(-(argument.n_bytes + work) * 64 // 47) + 8
-        what = f"memory is {format_bytes(options.memory)}, and the smallest that works is {format_bytes(whole)}"
+        what = memory_too_small(options.memory, whole)
         fix = Fix(Argument("memory", n_bytes=whole))
         raise BudgetError(what, why=error.told(), fix=fix) from error
 
