@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import difflib
 import hashlib
@@ -22,6 +23,7 @@ from torch import nn
 from streamtrain.errors import Argument, Fix, StreamtrainError, UsageError, unknown_name
 
 _LONGEST_VALUE: Final = 60
+_MOST_NAMES: Final = 8
 _FORMS: Final = "FILE.py:NAME or PACKAGE.MODULE:NAME"
 
 
@@ -52,9 +54,12 @@ def parse_code_name(model: str) -> CodeName | None:
         file, _, name = model.rpartition(":")
         if not file or not _is_name(name):
             bare = file if file.endswith(".py") else model.removesuffix(":")
+            check_file(bare)
+            names = _names_in(Path(bare))
+            told = f"; it has {', '.join(names[:_MOST_NAMES])}" if names else ""
             raise UsageError(
-                f"model {model!r} names no function, class or module in the file",
-                fix=Fix(Argument("model", f"{bare}:build"), ", say"),
+                f"model {model!r} names no function, class or module in the file{told}",
+                fix=Fix(Argument("model", f"{bare}:{names[0] if names else 'NAME'}"), ", say"),
             )
         return CodeName(text=model, place=file, name=name, is_file=True)
     place, _, name = model.partition(":") if ":" in model else model.rpartition(".")
@@ -106,6 +111,23 @@ def make_from_code(code: CodeName, offered: Mapping[str, object], given: Mapping
 def file_digest(file: Path) -> str:
     """Return the SHA-256 of a file of code."""
     return hashlib.sha256(_read(file)).hexdigest()
+
+
+def _names_in(path: Path) -> list[str]:
+    """List the classes and functions of a file, modules of torch first, without running it."""
+    try:
+        found = ast.parse(_read(path)).body
+    except (SyntaxError, ValueError):
+        return []
+    named = [each for each in found if isinstance(each, ast.ClassDef | ast.FunctionDef)]
+    is_module = {
+        each.name: isinstance(each, ast.ClassDef) and "Module" in map(_last_name, each.bases) for each in named
+    }
+    return sorted((name for name in is_module if not name.startswith("_")), key=lambda name: not is_module[name])
+
+
+def _last_name(base: ast.expr) -> str:
+    return base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
 
 
 def check_file(file: str) -> None:

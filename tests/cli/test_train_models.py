@@ -154,7 +154,7 @@ def test_compare_takes_tables_and_code(stored: Path, nets: Path) -> None:
         (["resnet18"], "FILE.py:NAME, PACKAGE.MODULE:NAME"),
         (["mlp:4", "--model-arg", "width=3"], "model mlp takes no arguments: width"),
         (["net.py:none"], "did you mean 'nets.py'"),
-        (["nets.py"], "--model nets.py:build, say"),
+        (["nets.py"], "--model nets.py:Net, say"),
         (["nets.py:nonee"], "--model nets.py:none"),
         (["nets.py:number"], "nets.py:number is int"),
         (["nets.py:nothing"], "returned NoneType"),
