@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import textwrap
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +49,8 @@ def _has(name: str, start: str) -> bool:
 def _contents(path: Path) -> str:
     """List the headings of a page, as many as fit in a line."""
     headings = re.findall(r"^## (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return textwrap.shorten(", ".join(headings), _WIDTH, placeholder=" ...")
+    lines = ("; ".join([*headings[:n], *(["..."] if n < len(headings) else [])]) for n in range(len(headings), 0, -1))
+    return next((line for line in lines if len(line) <= _WIDTH), "")
 
 
 @command(
