@@ -206,6 +206,7 @@ def _usage(error: click.UsageError) -> str:
         word = error.option_name.lstrip("-")
         meant = (_share(word, error.ctx) if "split-how" in known else None) or _meant(word, known)
         suggested = f" Did you mean --{meant}?" if meant else ""
+        suggested = _behind_command(error.option_name, error.ctx) or suggested
         message = printable(f"No such option: {error.option_name}.{suggested}")
     else:
         # Some of click's messages are lists over several lines.
@@ -214,6 +215,22 @@ def _usage(error: click.UsageError) -> str:
             message = f"{message} Fix: --model mlp, say; or linear, cnn, FILE.py:NAME."
         message = _surplus(message, error.ctx) if error.ctx else message
     return f"{message}\nSee '{error.ctx.command_path} --help'." if error.ctx else message
+
+
+def _behind_command(option: str, context: click.Context) -> str:
+    """Say of an option before the command that it belongs behind it."""
+    words = [*(context.obj or ())]
+    name = next((word for word in words if word in COMMANDS), None)
+    if context.parent is not None or name is None or not isinstance(context.command, click.Group):
+        return ""
+    command = context.command.get_command(context, name)
+    options = [] if command is None else [each for each in command.params if isinstance(each, click.Option)]
+    found = next((each for each in options if option in each.opts), None)
+    if found is None or option not in words:
+        return ""
+    at = words.index(option)
+    moved = words[at : at + (1 if found.is_flag else 2)]
+    return f" Fix: {command_line(['streamtrain', *words[:at], *words[at + len(moved) :], *moved])}."
 
 
 _OF_DATASETS: Final = ("train", "compare", "plan")

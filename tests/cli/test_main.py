@@ -294,3 +294,20 @@ def test_plain_refuses_what_has_no_json_form() -> None:
 )
 def test_a_remedy_is_what_a_shell_takes(part: errors.Argument | errors.Call, typed: str) -> None:
     assert as_command_line(errors.Fix(part)) == typed
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--json info d.zarr", "info d.zarr --json"),
+        ("--memory 3MB plan d.zarr", "plan d.zarr --memory 3MB"),
+        ("--json train --epochs 1", "train --epochs 1 --json"),
+    ],
+)
+def test_an_option_before_its_command_is_put_behind_it(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(typed.split()) == 2
+    assert f"Fix: streamtrain {meant}." in capsys.readouterr().err
+    assert main(["--jsn", "info", "d.zarr"]) == 2
+    assert "Fix" not in capsys.readouterr().err
