@@ -233,9 +233,9 @@ def ingest_command(
 
 def _check_places(sources: tuple[str, ...], dest: str) -> None:
     """Refuse a command without a source or a destination, or with a list that has blanks in it."""
-    if any(not local_path(source).exists() for source in sources):
+    if any(not _is_there(source) for source in sources):
         _check_lists({*sources, dest})
-    elif local_path(dest).is_file() or (not sources and local_path(dest).exists()):
+    elif _is_there(dest) and (not sources or local_path(dest).is_file()):
         stem = local_path(dest).name.partition(".")[0] or "dataset"
         name = next(name for name in (stem, f"{stem}.zarr", f"{stem}-new") if not local_path(name).exists())
         words = [word for word in typed_words() if word not in ("--overwrite", "--append")]
@@ -246,12 +246,20 @@ def _check_places(sources: tuple[str, ...], dest: str) -> None:
         raise UsageError("SRC is missing", why=f"The last argument is the new dataset, {dest}", fix="FILE DEST, say")
 
 
+def _is_there(place: str) -> bool:
+    """Whether something is at a place; what may not be looked at is refused where it is opened."""
+    try:
+        return local_path(place).exists()
+    except OSError:
+        return False
+
+
 def _check_lists(places: Collection[str]) -> None:
     """Refuse a word that is no file and follows the value of an option that takes a list; a suffix is a file's."""
     words = typed_words()
     for name, value, word in zip(words, words[1:], words[2:], strict=False):
         path = local_path(word)
-        if name in _LISTS and word in places and not path.suffix and not path.exists():
+        if name in _LISTS and word in places and not path.suffix and not _is_there(word):
             what = f"{word!r} is no file, and follows {name} {value} as a word of its own"
             raise InputError(what, why="Lists are separated by commas", fix=command_line([name, f"{value},{word}"]))
 

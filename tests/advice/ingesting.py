@@ -229,9 +229,10 @@ def resuming_another_ingest(w: World) -> None:
     shutil.copytree("d.zarr", "e.zarr")
     ingest("x.npy", resume=True, **SMALL)
     ingest("x.npy", "e.zarr", overwrite=True, **SMALL | {"block": "128B"})
-    cut_short(w, "x.npy", append=True)
-    w.refused(ingest, "x.npy", overwrite=True, resume=True, **SMALL)
-    ingest("x.npy", overwrite=True, **SMALL)
+    np.save("more.npy", X)
+    cut_short(w, "more.npy", append=True)
+    w.refused(ingest, "more.npy", overwrite=True, resume=True, **SMALL)
+    ingest("more.npy", overwrite=True, **SMALL)
 
 
 @world(

@@ -71,7 +71,8 @@ def test_names_have_the_order_they_were_given(tmp_path: Path) -> None:
     # What is appended is held against the same classes, named again or not.
     dataset = streamtrain.ingest(more, dataset.path, append=True, label_column="kind")
     assert dataset[:]["y"].tolist() == [1, 2, 1, 0, 2]
-    assert len(streamtrain.ingest(more, dataset.path, append=True, **named)) == 7
+    with pytest.warns(streamtrain.StreamtrainWarning, match="is among the sources of .* already"):
+        assert len(streamtrain.ingest(more, dataset.path, append=True, **named)) == 7
     numbers = streamtrain.ingest({"x": X, "y": np.arange(20) % 2}, tmp_path / "n.zarr", classes=("no", "yes", "maybe"))
     assert (numbers.classes, numbers.n_classes) == (("no", "yes", "maybe"), 3)
 

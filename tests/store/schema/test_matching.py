@@ -51,10 +51,9 @@ def test_columns_agree_when_names_and_order_do(one: list[str], other: list[str],
     if set(ours) == set(theirs):
         assert f"columns={list(ours)}" in message
     else:
-        differing = next((name for name in ours if name not in theirs), None) or next(
-            name for name in theirs if name not in ours
-        )
-        assert f"column {differing!r}, which the training data" in message
+        differing = [name for name in ours if name not in theirs] or [name for name in theirs if name not in ours]
+        listed = f"column{'s' * (len(differing) > 1)} {', '.join(map(repr, differing))}"
+        assert f"{listed}, which the training data" in message
 
 
 @given(st.permutations(NAMES), st.permutations(NAMES), st.integers(1, 5), st.integers(1, 5))

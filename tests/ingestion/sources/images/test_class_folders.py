@@ -218,7 +218,8 @@ def test_splits_appends_and_another_datasets_classes(folder: Path) -> None:
     assert whole.classes == ("cat", "dog")
 
     base = _ingest(folder, "base")
-    more = st.ingest(folder, base.path, append=True)
+    shutil.copytree(folder, folder.parent / "again")
+    more = st.ingest(folder.parent / "again", base.path, append=True)
     assert more[:]["image"] == 2 * files
     assert len(more) == 16
     shutil.rmtree(folder / "cat")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def test_chosen_columns_appends_and_pixels(tmp_path: Path) -> None:
     columns = {"left": FILES, "right": FILES[::-1]}
     dataset = _ingest(tmp_path, columns, columns=("right",))
     assert dataset[:] == {"right": FILES[::-1]}
-    more = st.ingest(tmp_path / "a.parquet", dataset.path, append=True, columns=("right",))
+    more_rows = shutil.copy(tmp_path / "a.parquet", tmp_path / "more.parquet")
+    more = st.ingest(more_rows, dataset.path, append=True, columns=("right",))
     assert more[:]["right"] == 2 * FILES[::-1]
     (tmp_path / "b").mkdir()
     assert _ingest(tmp_path / "b", columns, store="decoded", size=8)[:]["left"].shape == (10, 8, 8, 3)
