@@ -202,7 +202,7 @@ def test_the_four_files_of_mnist() -> None:
         idx(f"mnist/{name}-images-idx3-ubyte.gz", np.zeros((n, 4, 4), np.uint8))
         idx(f"mnist/{name}-labels-idx1-ubyte.gz", (np.arange(n) % 3).astype(np.uint8))
     err = refused("ingest mnist d.zarr")
-    assert "2 hold samples, 2 their labels" in err
+    assert "2 files of samples and 2 files of labels" in err
     [(images, option)] = re.findall(r"Fix: give (\S+) with (--labels \S+)\.$", err.strip())
     assert "60 samples" in accepted(f"ingest {images} d.zarr {option}")
     with pytest.raises(st.InputError, match=r"Fix: give (\S+) with labels='\S+'"):
@@ -271,7 +271,7 @@ def test_a_budget_too_small() -> None:
     for term in ("libraries", "weights, gradients and the optimizer's state", "one step", "allocators"):
         assert term in err
     err = refused("train d.zarr --val d.zarr --model linear --epochs 1 --memory 4MB", 5)
-    assert "1/4 for each loader that measures" in err
+    assert "Validation data gets 1/4 of it" in err
     [option] = re.findall(r"Fix: (--memory \w+)\.", err)
     accepted(f"train d.zarr --val d.zarr --model linear --epochs 1 {option}")
 

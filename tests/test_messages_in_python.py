@@ -222,7 +222,7 @@ def test_a_budget_too_small() -> None:
         assert term in said
     trainer().fit(data, max_epochs=1, **arguments(fix, "(max_memory='.*')"))
     said, fix = refused(lambda: trainer().fit(data, val=data, max_epochs=1, memory="4MB"), st.BudgetError)
-    assert "1/4 for each loader that measures" in said
+    assert "Validation data gets 1/4 of it" in said
     trainer().fit(data, val=data, max_epochs=1, **arguments(fix))
 
 

@@ -37,7 +37,7 @@ def test_the_memory_that_a_refusal_names_is_enough(
     err = capsys.readouterr().err
     found = re.search(r"Fix: --memory (\d+)MB\.", err)
     assert found is not None, err
-    assert "1/4 for each loader that measures" in err
+    assert "Validation data gets 1/4 of it" in err
     assert not Path("c").exists()
     assert main([*args, "--memory", f"{int(found[1]) - 1}MB"]) == 5, "and it is the least"
     assert main([*args, "--memory", f"{found[1]}MB"]) == 0

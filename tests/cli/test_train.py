@@ -268,7 +268,7 @@ def test_a_budget_too_small_for_two_loaders_says_whose(stored: Path, capsys: pyt
     assert main([*args, "--memory", "6MB"]) == 5
     err = capsys.readouterr().err
     assert "memory is 6.0 MB, and the smallest that works is" in err
-    assert "1/4 for each loader that measures" in err
+    assert "Validation data gets 1/4 of it" in err
     assert main([*args, "--epochs", "0", "--memory", err.rpartition("--memory ")[2].strip(" .\n")]) == 0
 
 

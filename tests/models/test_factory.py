@@ -146,5 +146,8 @@ def test_a_file_that_cannot_be_imported_shows_why(tmp_path: Path, text: str, mes
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none.py does not exist"):
         build(f"{tmp_path / 'none.py'}:build")
-    with pytest.raises(UsageError, match="names no function"):
+    with pytest.raises(UsageError, match=r"none.py does not exist"):
         build(str(tmp_path / "none.py"))
+    (tmp_path / "some.py").write_text("def _own(): ...\ndef build(): ...\nclass Net(nn.Module): ...\n")
+    with pytest.raises(UsageError, match=r"names no function.* it has Net, build. Fix: model='.*some.py:Net'"):
+        build(str(tmp_path / "some.py"))

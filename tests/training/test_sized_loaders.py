@@ -119,7 +119,9 @@ def test_a_path_at_which_there_is_none_is_refused(tmp_path):
 
 def test_a_budget_too_small_for_validation_names_its_share_and_what_is_enough(data):
     how = {"val": data[1], "max_epochs": 1, "batch_size": 50, "progress": False}
-    with pytest.raises(BudgetError, match=r"1/4 for each loader that measures, .* training .* measuring ") as caught:
+    with pytest.raises(
+        BudgetError, match=r"Validation data gets 1/4 of it, .* training needs .* validation "
+    ) as caught:
         new_trainer().fit(data[0], **how, memory="1MB")
     enough = caught.value.fix.argument("memory").value
     new_trainer().fit(data[0], **how, memory=enough)
